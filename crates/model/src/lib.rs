@@ -1,0 +1,43 @@
+//! Transformer stages, LoRA adapters and their optimizers, on burn: the only crate that names it.
+//!
+//! A [`ModelFolder`] is described by a [`spec::ModelSpec`]; [`Frozen`] holds the layers that one side runs; a [`Stage`] is a
+//! run of layers with an adapter, and computes one side of the split step. This crate knows no socket and no clock.
+
+mod arch;
+mod block;
+mod device;
+pub mod encoding;
+mod export;
+mod fingerprint;
+mod folder;
+mod frozen;
+mod head;
+mod json_file;
+pub mod lora;
+mod merge;
+mod merge_plan;
+pub mod optimizer;
+mod peft;
+mod peft_config;
+mod pretrain;
+mod rows;
+pub mod spec;
+mod stage;
+mod tensor_file;
+mod tokenizer_ids;
+
+pub use arch::{ConfigError, FAMILIES};
+pub use burn::tensor::{Device, Tensor, TensorData};
+pub use device::{DeviceChoice, DeviceError};
+pub use export::{ExportDtype, ExportError, write_model};
+pub use folder::{FolderError, ModelFolder};
+pub use frozen::{Frozen, LoadError, Parts, read_spec};
+pub use head::IGNORED;
+pub use json_file::JsonFileError;
+pub use lora::{Adapter, AdapterError};
+pub use merge::{MergeError, MergeReport, merge};
+pub use peft::{PeftConfig, PeftError, PeftFolder, PeftTask};
+pub use pretrain::{PretrainError, Pretrainer};
+pub use rows::{Rows, RowsError};
+pub use stage::{Input, Mode, Stage, StageError, TAPES_MAX};
+pub use tensor_file::TensorFileError;

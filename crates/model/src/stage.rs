@@ -1,0 +1,276 @@
+//! A contiguous run of layers with its adapter: what a client or a server computes in one step.
+//!
+//! `forward` keeps the tape of a step, `backward` spends it, `update` applies what it gave. A whole model is a stage too,
+//! the one that starts at the tokens and ends at the loss.
+
+use crate::block::Surroundings;
+use crate::frozen::Frozen;
+use crate::head::Loss;
+use crate::lora::{Adapter, AdapterError, Bound, shapes};
+use crate::optimizer::{self, Gradients};
+use crate::rows::Rows;
+use burn::tensor::Tensor;
+use cutlayer_wire::{AdapterState, EvalSums, LoraSpec, OptimizerSpec, StepId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most steps of one stage whose backward is still owed.
+pub const TAPES_MAX: usize = 64;
+
+/// A step that cannot be taken.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum StageError {
+    /// Nothing was run forward under this id, or its gradient came already.
+    #[error("{step} has no tape here: it was never run forward, or its gradient came before")]
+    NoTape {
+        /// The step.
+        step: StepId,
+    },
+    /// Too many steps wait for their gradient.
+    #[error("{step} refused: {TAPES_MAX} steps already wait for their gradient")]
+    TooManyTapes {
+        /// The step.
+        step: StepId,
+    },
+    /// Gradient or activations of the wrong shape.
+    #[error("{step}: tensor is {found:?}, expected {expected:?}")]
+    Shape {
+        /// The step.
+        step: StepId,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape expected.
+        expected: Vec<usize>,
+    },
+    /// A token id outside the vocabulary, or a label outside the classes.
+    #[error("{step}: id {id} is outside 0..{bound}; do tokenizer and model belong together?")]
+    OutOfRange {
+        /// The step.
+        step: StepId,
+        /// The id.
+        id: i64,
+        /// The bound.
+        bound: usize,
+    },
+    /// The loss is not a number.
+    #[error("{step}: the loss is {loss}; lower the learning rate, or look for bad data")]
+    Diverged {
+        /// The step.
+        step: StepId,
+        /// The loss.
+        loss: String,
+    },
+}
+
+/// What enters a stage.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// Token ids of all sequences, ragged `[n]`.
+    Tokens(&'a [u32]),
+    /// Hidden states from upstream; whether upstream wants the gradient.
+    Hidden(Tensor<3>, bool),
+}
+
+/// How a step is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Keep the tape; draw dropout from this seed.
+    Train {
+        /// Seed of the dropout of this step.
+        dropout_seed: u64,
+    },
+    /// No tape, no dropout.
+    Evaluate,
+}
+
+struct Tape {
+    leaf: Option<Tensor<3>>,
+    output: Tensor<3>,
+    adapter: Bound,
+}
+
+/// Blocks `range` of a frozen model, with an adapter and its optimizer.
+pub struct Stage {
+    frozen: Arc<Frozen>,
+    adapter: Adapter,
+    tapes: BTreeMap<StepId, Tape>,
+    gradients: Gradients,
+}
+
+impl Stage {
+    /// A stage over `frozen` that trains the targets of `lora` in blocks `trained` and, if it ends in a `head` that is a
+    /// classifier, that too.
+    pub fn new(frozen: Arc<Frozen>, trained: Range<usize>, head: bool, lora: &LoraSpec, state: &AdapterState) -> Result<Self, AdapterError> {
+        let shapes = shapes(frozen.spec(), lora, trained, head, frozen.labels())?;
+        let adapter = Adapter::new(lora, &shapes, state, frozen.device())?;
+        Ok(Self { frozen, adapter, tapes: BTreeMap::new(), gradients: Gradients::new() })
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The adapter, to load or reset.
+    pub fn adapter_mut(&mut self) -> &mut Adapter {
+        &mut self.adapter
+    }
+
+    /// The frozen layers behind it.
+    pub fn frozen(&self) -> &Arc<Frozen> {
+        &self.frozen
+    }
+
+    /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[b, t, d]`, off the tape.
+    pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<3>, StageError> {
+        let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
+        let result = output.clone().inner();
+        if let Mode::Train { .. } = mode {
+            if self.tapes.len() >= TAPES_MAX {
+                return Err(StageError::TooManyTapes { step });
+            }
+            self.tapes.insert(step, Tape { leaf, output, adapter });
+        }
+        Ok(result)
+    }
+
+    /// Spends the tape of `step` on the gradient of its output `[b, t, d]`; returns the gradient owed upstream, if it was wanted.
+    ///
+    /// Backward from a given gradient is that of the surrogate `sum(output · gradient)`.
+    pub fn backward(&mut self, step: StepId, gradient_btd: Tensor<3>) -> Result<Option<Tensor<3>>, StageError> {
+        let tape = self.tapes.remove(&step).ok_or(StageError::NoTape { step })?;
+        let (found, expected) = (gradient_btd.dims(), tape.output.dims());
+        if found != expected {
+            return Err(StageError::Shape { step, found: found.to_vec(), expected: expected.to_vec() });
+        }
+        if !tape.output.is_tracked() {
+            return Ok(None); // Nothing below this point is trained.
+        }
+        let surrogate = (tape.output * gradient_btd).sum();
+        Ok(self.differentiate(surrogate, tape.leaf, &tape.adapter))
+    }
+
+    /// Runs `blocks` and the head, and in training the whole backward pass too: the last stage of a step.
+    ///
+    /// Labels are one per token (the token after it; negative: not scored) or, for a classifier, one per sequence.
+    /// Returns the sums and the gradient owed upstream.
+    pub fn loss(
+        &mut self,
+        step: StepId,
+        blocks: Range<usize>,
+        input: Input,
+        rows: &Rows,
+        labels: &[i32],
+        mode: Mode,
+    ) -> Result<(EvalSums, Option<Tensor<3>>), StageError> {
+        self.check_labels(step, rows, labels)?;
+        let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
+        let shape = output.dims();
+        let Loss { mean, sums } = self.frozen.head().loss(output, rows, labels, &adapter);
+        if !sums.loss_sum.is_finite() {
+            return Err(StageError::Diverged { step, loss: sums.loss_sum.to_string() });
+        }
+        let upstream = match mean {
+            Some(mean) if mode != Mode::Evaluate && mean.is_tracked() => self.differentiate(mean, leaf, &adapter),
+            _ => leaf.map(|_| Tensor::zeros(shape, self.frozen.device())),
+        };
+        Ok((sums, upstream))
+    }
+
+    /// Logits of every token `[n, v]` or every sequence `[sequences, classes]`, ragged, on the host.
+    pub fn logits(&self, blocks: Range<usize>, input: Input, rows: &Rows) -> Result<Vec<f32>, StageError> {
+        let (adapter, _, output) = self.run(StepId(0), blocks, input, rows, Mode::Evaluate)?;
+        Ok(crate::lora::download(self.frozen.head().logits(output, rows, &adapter)))
+    }
+
+    /// Gradients of the last backward pass, by key; they wait for [`Stage::update`].
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
+    /// Applies the waiting gradients and clears them.
+    pub fn update(&mut self, optimizer: &OptimizerSpec, learning_rate: f64) {
+        optimizer::apply(optimizer, learning_rate, &mut self.adapter, std::mem::take(&mut self.gradients));
+    }
+
+    /// Drops the tape of `step`, if there is one.
+    pub fn forget(&mut self, step: StepId) {
+        self.tapes.remove(&step);
+    }
+
+    /// Drops the tapes of steps whose gradient will not come: their peer is gone or was told to stop.
+    pub fn forget_tapes(&mut self) {
+        self.tapes.clear();
+    }
+
+    fn run(
+        &self,
+        step: StepId,
+        blocks: Range<usize>,
+        input: Input,
+        rows: &Rows,
+        mode: Mode,
+    ) -> Result<(Bound, Option<Tensor<3>>, Tensor<3>), StageError> {
+        let (train, dropout_seed) = match mode {
+            Mode::Train { dropout_seed } => (true, dropout_seed),
+            Mode::Evaluate => (false, 0),
+        };
+        let adapter = self.adapter.bind(train, dropout_seed);
+        let (leaf, mut hidden) = self.enter(step, input, rows, train)?;
+        let around = Surroundings::new(&self.frozen.spec().block, rows, self.frozen.device());
+        for index in blocks {
+            hidden = self.frozen.block(index).forward(&self.frozen.spec().block, hidden, &around, &adapter);
+        }
+        Ok((adapter, leaf, hidden))
+    }
+
+    fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<3>>, Tensor<3>), StageError> {
+        match input {
+            Input::Tokens(ids) => {
+                let vocab = self.frozen.spec().vocab;
+                if ids.len() != rows.tokens() {
+                    return Err(StageError::Shape { step, found: vec![ids.len()], expected: vec![rows.tokens()] });
+                }
+                if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                    return Err(StageError::OutOfRange { step, id: id.into(), bound: vocab });
+                }
+                Ok((None, self.frozen.embed(ids, rows)))
+            }
+            Input::Hidden(hidden, wanted) => {
+                let expected = [rows.rows(), rows.width(), self.frozen.spec().hidden];
+                if hidden.dims() != expected {
+                    return Err(StageError::Shape { step, found: hidden.dims().to_vec(), expected: expected.to_vec() });
+                }
+                if train && wanted {
+                    let leaf = hidden.autodiff().require_grad();
+                    Ok((Some(leaf.clone()), leaf))
+                } else {
+                    Ok((None, hidden))
+                }
+            }
+        }
+    }
+
+    fn check_labels(&self, step: StepId, rows: &Rows, labels: &[i32]) -> Result<(), StageError> {
+        let (count, bound) = self.frozen.label_bounds(rows);
+        if labels.len() != count {
+            return Err(StageError::Shape { step, found: vec![labels.len()], expected: vec![count] });
+        }
+        match labels.iter().find(|&&label| label >= bound as i32) {
+            Some(&id) => Err(StageError::OutOfRange { step, id: id.into(), bound }),
+            None => Ok(()),
+        }
+    }
+
+    fn differentiate(&mut self, loss: Tensor<1>, leaf: Option<Tensor<3>>, adapter: &Bound) -> Option<Tensor<3>> {
+        let mut taken = loss.backward();
+        for (key, parameter) in &adapter.leaves {
+            if let Some(gradient) = parameter.grad_remove(&mut taken) {
+                self.gradients.insert(key.clone(), gradient);
+            }
+        }
+        leaf.and_then(|leaf| leaf.grad_remove(&mut taken))
+    }
+}

@@ -1,0 +1,165 @@
+//! The same job without a cut, in one process: what a split run is measured against.
+
+use crate::adapters::{peft_config, starting};
+use crate::error::NodeError;
+use crate::event::{Event, EventSink};
+use crate::prepare::{ClientData, Prepared, classes, evaluation, prepare};
+use crate::schedule::StepClock;
+use crate::stop::Stop;
+use cutlayer_data::{Batch, Record};
+use cutlayer_model::{DeviceChoice, Frozen, Input, Mode, ModelFolder, Parts, PeftFolder, Rows, Stage, read_spec};
+use cutlayer_wire::{BatchSpec, EvalSums, Layout, LoraSpec, Plan, StepId, Task};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A run of the uncut model on all clients' data.
+#[derive(Clone, Debug)]
+pub struct CentralConfig {
+    /// Folder of the base model.
+    pub model: PathBuf,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// The plan; every step takes one batch of each client, joined, so that it sees what a step of all clients sees.
+    pub plan: Plan,
+    /// PEFT folder to start from.
+    pub starting_adapter: Option<PathBuf>,
+    /// The clients' data, in their order.
+    pub clients: Vec<ClientData>,
+    /// PEFT folder to leave the adapter in.
+    pub out: PathBuf,
+}
+
+/// What a central run came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CentralReport {
+    /// Rounds done.
+    pub rounds: u32,
+    /// Held-out sums after each evaluated round, round 0 first.
+    pub evaluations: Vec<(u32, EvalSums)>,
+}
+
+/// The uncut model with an adapter.
+struct Whole {
+    stage: Stage,
+    blocks: usize,
+    packed: bool,
+    steps: u64,
+}
+
+impl Whole {
+    fn run(&mut self, batch: &Batch, mode: Mode) -> Result<EvalSums, NodeError> {
+        self.steps += 1;
+        let rows = Rows::new(&batch.lengths, self.packed, self.stage.frozen().spec().positions_max)?;
+        Ok(self.stage.loss(StepId(self.steps), 0..self.blocks, Input::Tokens(&batch.ids), &rows, &batch.labels, mode)?.0)
+    }
+
+    fn evaluate(&mut self, batches: &[Batch]) -> Result<EvalSums, NodeError> {
+        let mut sums = EvalSums::default();
+        for batch in batches {
+            sums.add(&self.run(batch, Mode::Evaluate)?);
+        }
+        Ok(sums)
+    }
+}
+
+/// Trains the uncut model; blocks the calling thread.
+pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result<CentralReport, NodeError> {
+    let plan = &config.plan;
+    plan.validate()?;
+    let folder = ModelFolder::open(&config.model)?;
+    let spec = read_spec(&folder)?;
+    let device = config.device.open()?;
+    let start = starting(&spec, &plan.task, &plan.adapter, plan.seed, config.starting_adapter.as_deref())?;
+    let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(&plan.task), &device)?);
+    let stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
+    let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0 };
+    let mut clients = (0u32..)
+        .zip(&config.clients)
+        .map(|(index, data)| prepare(&config.model, data, plan, index))
+        .collect::<Result<Vec<Prepared>, NodeError>>()?;
+    let held_out: Vec<Batch> = clients.iter().flat_map(|client| client.evaluation.clone()).collect();
+    let mut report = CentralReport::default();
+    for round in 0..=plan.rounds {
+        if round > 0 {
+            events(Event::RoundStarted { round, clients: (0..clients.len() as u32).collect() });
+            train(&mut whole, &mut clients, plan, round, events)?;
+            report.rounds = round;
+        }
+        if is_evaluated(plan, round) && !held_out.is_empty() {
+            let sums = whole.evaluate(&held_out)?;
+            events(Event::evaluated(round, &sums));
+            report.evaluations.push((round, sums));
+        }
+        if stop.is_triggered() {
+            break;
+        }
+    }
+    PeftFolder::write(&config.out, &peft_config(plan, &config.model)?, &whole.stage.adapter().state())?;
+    events(Event::Finished { rounds: report.rounds, reason: "done".into() });
+    Ok(report)
+}
+
+/// Round 0 and the last are scored, and every `evaluate_every`-th.
+fn is_evaluated(plan: &Plan, round: u32) -> bool {
+    round == plan.rounds || round.checked_rem(plan.evaluate_every).map_or(round == 0, |rest| rest == 0)
+}
+
+fn train(whole: &mut Whole, clients: &mut [Prepared], plan: &Plan, round: u32, events: &EventSink) -> Result<(), NodeError> {
+    for index in 0..plan.local_steps {
+        let started = Instant::now();
+        let batch = join(clients.iter_mut().map(|client| client.batches.next_batch()));
+        let clock = StepClock { round: cutlayer_wire::RoundId(round), index };
+        let sums = whole.run(&batch, Mode::Train { dropout_seed: clock.dropout_seed(plan, 0) })?;
+        whole.stage.update(&plan.optimizer, clock.learning_rate(plan));
+        events(Event::Step {
+            client: 0,
+            round,
+            step: index + 1,
+            loss: sums.mean_loss(),
+            tokens: batch.tokens() as u32,
+            scored: sums.scored as u32,
+            bytes_up: 0,
+            bytes_down: 0,
+            wait_ms: 0.0,
+            compute_ms: started.elapsed().as_secs_f64() * 1e3,
+        });
+    }
+    Ok(())
+}
+
+fn join(batches: impl Iterator<Item = Batch>) -> Batch {
+    batches
+        .reduce(|mut all, next| {
+            all.lengths.extend(next.lengths);
+            all.ids.extend(next.ids);
+            all.labels.extend(next.labels);
+            all.samples += next.samples;
+            all
+        })
+        .expect("a run has at least one client")
+}
+
+/// Scores a model, with or without an adapter, on `records`.
+///
+/// Where `task` is a classification, an adapter must bring its classifier.
+pub fn evaluate(
+    model: &Path,
+    adapter: Option<&Path>,
+    device: DeviceChoice,
+    records: &[Record],
+    batch: &BatchSpec,
+    task: &Task,
+) -> Result<EvalSums, NodeError> {
+    let folder = ModelFolder::open(model)?;
+    let spec = read_spec(&folder)?;
+    let lora = match adapter {
+        Some(adapter) => PeftFolder::read(adapter)?.0.lora,
+        None => LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec![] },
+    };
+    let state = starting(&spec, task, &lora, 0, adapter)?;
+    let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device.open()?)?);
+    let stage = Stage::new(frozen, 0..spec.blocks, true, &lora, &state)?;
+    let mut whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0 };
+    whole.evaluate(&evaluation(model, records, task, batch)?)
+}

@@ -1,0 +1,117 @@
+//! Why a node cannot start, or had to end.
+
+use cutlayer_data::DataError;
+use cutlayer_federation::{ConfigError, UnknownAggregator};
+use cutlayer_model::encoding::TensorError;
+use cutlayer_model::{AdapterError, DeviceError, FolderError, LoadError, PeftError, RowsError, StageError};
+use cutlayer_transport::LinkError;
+use cutlayer_wire::{FrameError, PlanError, RefusalCode, SessionError, StepId};
+use std::path::PathBuf;
+
+/// A node that ended without finishing its job.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The model folder.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A file of the model folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// An adapter folder.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
+    /// The plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A batch.
+    #[error(transparent)]
+    Batch(#[from] RowsError),
+    /// A step.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// A tensor from the peer.
+    #[error("{step}: {source}")]
+    Tensor {
+        /// The step.
+        step: StepId,
+        /// What is wrong with it.
+        source: TensorError,
+    },
+    /// A frame from the peer.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The network.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The peer broke the order of the session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The rounds.
+    #[error(transparent)]
+    Rounds(#[from] ConfigError),
+    /// No such aggregator.
+    #[error(transparent)]
+    Aggregator(#[from] UnknownAggregator),
+    /// The server would not have this client.
+    #[error("the server refused this client ({code:?}): {reason}")]
+    Refused {
+        /// Why, as a code.
+        code: RefusalCode,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The peer could not do a step.
+    #[error("{step} failed on the server: {reason}")]
+    StepFailed {
+        /// The step.
+        step: StepId,
+        /// Why.
+        reason: String,
+    },
+    /// A cut that the model does not have.
+    #[error("cut {cut} with {tail} tail blocks does not fit a model of {blocks} blocks; cut + tail may be at most {blocks}")]
+    Cut {
+        /// The cut.
+        cut: u16,
+        /// Blocks at the end.
+        tail: u16,
+        /// The model's blocks.
+        blocks: usize,
+    },
+    /// Task and model do not go together.
+    #[error("{0}")]
+    Task(String),
+    /// A panic on a compute thread: a bug, or a device that failed.
+    #[error("the compute thread panicked during {during}; see the message above, and please report it")]
+    Panicked {
+        /// The job.
+        during: String,
+    },
+    /// No thread to be had.
+    #[error("the compute thread did not start: {0}")]
+    Thread(std::io::Error),
+    /// Files of the run.
+    #[error("cannot write {}: {source}; check the disk and its permissions", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The run ended before it was done.
+    #[error("the run ended early: {reason}")]
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}

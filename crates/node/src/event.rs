@@ -1,0 +1,146 @@
+//! What a run tells whoever watches it: one value per thing that happened, one JSON object a line on disk.
+
+use cutlayer_wire::EvalSums;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Receives events as they happen; must not block.
+pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// A sink that ignores everything.
+pub fn no_events() -> EventSink {
+    Arc::new(|_| {})
+}
+
+/// One thing that happened. Times are wall-clock milliseconds or seconds, sizes bytes, losses nats per scored label.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The server accepts clients.
+    Listening {
+        /// Its address.
+        addr: String,
+        /// Its identity, 64 hex digits.
+        peer_id: String,
+    },
+    /// A client is in.
+    Joined {
+        /// Its index in the run.
+        client: u32,
+        /// Its own name for itself; a label, not an identity.
+        name: String,
+        /// Its identity, 64 hex digits.
+        peer_id: String,
+        /// Blocks it runs from the bottom.
+        cut: u16,
+        /// Blocks it runs from the top; `None` without a head (vanilla split).
+        tail: Option<u16>,
+        /// Training examples it holds.
+        samples: u64,
+    },
+    /// A client is gone.
+    Left {
+        /// Its index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A peer was turned away.
+    Refused {
+        /// Its identity, if it got so far.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// Local steps begin.
+    RoundStarted {
+        /// The round, from 1.
+        round: u32,
+        /// The clients sampled.
+        clients: Vec<u32>,
+    },
+    /// One training step is done.
+    Step {
+        /// The client.
+        client: u32,
+        /// The round.
+        round: u32,
+        /// The step in the round, from 1.
+        step: u32,
+        /// Mean loss of the scored labels, if the teller knows it.
+        loss: Option<f64>,
+        /// Tokens in the batch.
+        tokens: u32,
+        /// Labels scored.
+        scored: u32,
+        /// Bytes of the step from the client.
+        bytes_up: u64,
+        /// Bytes of the step to the client.
+        bytes_down: u64,
+        /// Time the step waited for its turn on the server.
+        wait_ms: f64,
+        /// Time the teller computed.
+        compute_ms: f64,
+    },
+    /// A client's update arrived.
+    Updated {
+        /// The client.
+        client: u32,
+        /// The round.
+        round: u32,
+        /// Whether it counts.
+        accepted: bool,
+        /// Why not.
+        reason: String,
+    },
+    /// A round goes on without some of its clients.
+    Late {
+        /// The round.
+        round: u32,
+        /// Names of those missing.
+        missing: Vec<String>,
+        /// How long they were waited for.
+        waited_ms: u64,
+    },
+    /// A new global adapter is on disk.
+    Committed {
+        /// The round.
+        round: u32,
+        /// Updates behind it.
+        updates: u32,
+        /// Its size.
+        adapter_bytes: u64,
+        /// Time since the round started.
+        seconds: f64,
+    },
+    /// The global adapter of a round on held-out data; round 0 is the starting adapter.
+    Evaluated {
+        /// The round.
+        round: u32,
+        /// Mean loss.
+        loss: f64,
+        /// `exp(loss)`.
+        perplexity: f64,
+        /// Share of labels guessed right.
+        accuracy: f64,
+        /// Labels scored.
+        scored: u64,
+    },
+    /// The run is over.
+    Finished {
+        /// Rounds committed.
+        rounds: u32,
+        /// Why it ended.
+        reason: String,
+    },
+}
+
+impl Event {
+    /// The scores of a round's global adapter.
+    pub fn evaluated(round: u32, sums: &EvalSums) -> Self {
+        let loss = sums.mean_loss().unwrap_or(f64::NAN);
+        Self::Evaluated { round, loss, perplexity: loss.exp(), accuracy: sums.accuracy().unwrap_or(f64::NAN), scored: sums.scored }
+    }
+}

@@ -1,0 +1,28 @@
+//! The client and the server of a split run: the two loops, nothing clever.
+//!
+//! [`serve`] and [`join`] do the job over a network, [`central`] does it uncut in one process to measure them against, and
+//! [`evaluate`] scores a model with an adapter. What happens is told as [`Event`]s.
+
+#![forbid(unsafe_code)]
+
+mod adapters;
+mod central;
+mod client;
+mod compute;
+mod edge;
+mod error;
+mod event;
+mod prepare;
+mod schedule;
+mod server;
+mod side;
+mod stop;
+mod turn;
+
+pub use central::{CentralConfig, CentralReport, central, evaluate};
+pub use client::{JoinConfig, JoinReport, join};
+pub use error::NodeError;
+pub use event::{Event, EventSink, no_events};
+pub use prepare::ClientData;
+pub use server::{ServeConfig, ServeReport, serve};
+pub use stop::Stop;

@@ -1,0 +1,32 @@
+//! Where a training step stands in the run. Both sides count it alike, so that learning rate and dropout agree at every cut.
+
+use cutlayer_wire::{Plan, RoundId};
+
+/// A step's place: its round, and how many of the client's steps came before it in that round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StepClock {
+    pub round: RoundId,
+    pub index: u32,
+}
+
+impl StepClock {
+    /// Steps before this one in the whole run; a round that was skipped counts as run.
+    fn before(self, plan: &Plan) -> u32 {
+        self.round.0.saturating_sub(1).saturating_mul(plan.local_steps).saturating_add(self.index)
+    }
+
+    /// The learning rate of the plan's schedule here.
+    pub fn learning_rate(self, plan: &Plan) -> f64 {
+        f64::from(plan.optimizer.learning_rate_at(self.before(plan), plan.total_steps()))
+    }
+
+    /// A seed for the step's dropout that no other step or client of the run has.
+    pub fn dropout_seed(self, plan: &Plan, client: u32) -> u64 {
+        let place = (u64::from(client) << 32) | u64::from(self.before(plan));
+        // SplitMix64 (Steele et al. 2014): neighbouring places give unrelated seeds.
+        let mut z = plan.seed.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

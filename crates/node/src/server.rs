@@ -1,0 +1,299 @@
+//! The server: accepts clients, serves their steps, folds their updates, and tells them what is next.
+//!
+//! The federation's coordinator decides; this file carries out. `session` is one client's connection.
+
+mod roster;
+mod session;
+
+use crate::adapters::{peft_config, starting};
+use crate::compute::Compute;
+use crate::edge::Edge;
+use crate::error::NodeError;
+use crate::event::{Event, EventSink};
+use crate::stop::Stop;
+use crate::turn::Turns;
+use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
+use cutlayer_model::spec::ModelSpec;
+use cutlayer_model::{DeviceChoice, ModelFolder, PeftConfig, PeftFolder, read_spec};
+use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
+use cutlayer_wire::{AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, StepOrder};
+use roster::{Command, Roster};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Messages from sessions that may wait for the coordinator.
+const REPORTS_MAX: usize = 1024;
+/// How long clients may take to leave after the run.
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
+
+/// Everything a server needs to run a plan.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Address to listen at.
+    pub listen: SocketAddr,
+    /// Folder of the base model.
+    pub model: PathBuf,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// What all clients are told to do.
+    pub plan: Plan,
+    /// Name of the aggregation strategy.
+    pub aggregator: String,
+    /// PEFT folder to start from.
+    pub starting_adapter: Option<PathBuf>,
+    /// Clients to wait for before the first round.
+    pub clients_expected: u32,
+    /// Clients sampled each round; 0 for all.
+    pub clients_per_round: u32,
+    /// Updates that are enough for a round once its deadline has passed.
+    pub updates_min: u32,
+    /// How long to wait for clients.
+    pub join_deadline: Duration,
+    /// How long a round, or its evaluation, may take.
+    pub round_deadline: Duration,
+    /// Encoding of activations.
+    pub activations: Encoding,
+    /// Encoding of gradients.
+    pub gradients: Encoding,
+    /// Lowest block to hold: clients may not cut below it.
+    pub first_block: u16,
+    /// Whether to hold the head: without it only U-shaped clients are served.
+    pub head: bool,
+    /// The network.
+    pub link: LinkConfig,
+    /// Folder for the global adapter, which is written there at each commit.
+    pub out: PathBuf,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServeReport {
+    /// Rounds committed.
+    pub rounds: u32,
+    /// Held-out sums of each evaluated round, round 0 first.
+    pub evaluations: Vec<(u32, EvalSums)>,
+    /// Why it ended.
+    pub reason: String,
+}
+
+/// What every session sees of the server.
+pub(crate) struct Hub {
+    pub plan: Plan,
+    pub base: BaseHash,
+    pub spec: ModelSpec,
+    pub encodings: (Encoding, Encoding),
+    pub first_block: u16,
+    pub head: bool,
+    pub clients_expected: u32,
+    pub edge: Compute<Edge>,
+    pub turns: Turns,
+    pub roster: Roster,
+    pub events: EventSink,
+    pub reports: mpsc::Sender<cutlayer_federation::Event>,
+}
+
+/// Runs `config.plan` with the clients that `allow` lets in, until it is done or `stop` is raised.
+pub async fn serve(
+    config: ServeConfig,
+    identity: &Identity,
+    allow: Arc<AllowList>,
+    events: EventSink,
+    stop: Stop,
+) -> Result<ServeReport, NodeError> {
+    config.plan.validate()?;
+    let folder = ModelFolder::open(&config.model)?;
+    let spec = read_spec(&folder)?;
+    let base = folder.base_hash()?;
+    let (task, adapter) = (&config.plan.task, &config.plan.adapter);
+    let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
+    let peft = peft_config(&config.plan, &config.model)?;
+    let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
+    let coordinator =
+        Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
+
+    let device = config.device.open()?;
+    let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
+    let (first, head) = (usize::from(config.first_block), config.head);
+    let edge = Compute::start("edge", move || Edge::load(&folder, &device, plan, encodings, first, head, global)).await?;
+    let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
+    events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });
+    let (reports, inbox) = mpsc::channel(REPORTS_MAX);
+    let hub = Arc::new(Hub {
+        plan: config.plan.clone(),
+        base,
+        spec,
+        encodings,
+        first_block: config.first_block,
+        head,
+        clients_expected: config.clients_expected,
+        edge,
+        turns: Turns::default(),
+        roster: Roster::new(allow),
+        events,
+        reports,
+    });
+    let driver = Driver { hub, coordinator, peft, out: config.out, started: Instant::now(), report: ServeReport::default() };
+    driver.run(server, inbox, stop).await
+}
+
+fn coordinator_config(config: &ServeConfig) -> CoordinatorConfig {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let all = CoordinatorConfig::of_plan(&config.plan, config.clients_expected, millis(config.round_deadline), millis(config.join_deadline));
+    CoordinatorConfig { clients_per_round: config.clients_per_round, min_updates: config.updates_min, ..all }
+}
+
+/// Carries out what the coordinator decides.
+struct Driver {
+    hub: Arc<Hub>,
+    coordinator: Coordinator,
+    peft: PeftConfig,
+    out: PathBuf,
+    started: Instant,
+    report: ServeReport,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut server: Server,
+        mut inbox: mpsc::Receiver<cutlayer_federation::Event>,
+        stop: Stop,
+    ) -> Result<ServeReport, NodeError> {
+        let mut stopped = false;
+        while !self.coordinator.is_finished() {
+            let deadline = self.coordinator.next_deadline_ms().map(|ms| self.started + Duration::from_millis(ms));
+            let tick = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(event) = inbox.recv() => self.handle(event).await?,
+                () = tick => self.handle(cutlayer_federation::Event::Tick).await?,
+                link = server.accept() => self.greet(link),
+                () = stop.triggered(), if !stopped => {
+                    stopped = true;
+                    self.handle(cutlayer_federation::Event::Stop { reason: "the server was stopped".into() }).await?;
+                }
+            }
+        }
+        self.hub.roster.wait_until_empty(LEAVE_WAIT).await;
+        server.close().await;
+        (self.hub.events)(Event::Finished { rounds: self.report.rounds, reason: self.report.reason.clone() });
+        Ok(self.report)
+    }
+
+    fn greet(&self, link: Result<cutlayer_transport::Link, cutlayer_transport::LinkError>) {
+        match link {
+            Ok(link) => drop(tokio::spawn(session::serve_client(self.hub.clone(), link))),
+            Err(error) => (self.hub.events)(Event::Refused { peer: String::new(), reason: error.to_string() }),
+        }
+    }
+
+    async fn handle(&mut self, event: cutlayer_federation::Event) -> Result<(), NodeError> {
+        let mut waiting = vec![event];
+        while let Some(event) = waiting.pop() {
+            let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let actions = self.coordinator.handle(now_ms, event);
+            self.begin_round(&actions).await?;
+            for action in actions {
+                waiting.extend(self.perform(action).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Training starts for all clients of a round at once: in lockstep they must know of each other.
+    async fn begin_round(&self, actions: &[Action]) -> Result<(), NodeError> {
+        let train = actions.iter().filter_map(|action| match action {
+            Action::Train { peer, round } => Some((self.hub.roster.client(peer)?, *round)),
+            _ => None,
+        });
+        let train: Vec<(u32, RoundId)> = train.collect();
+        let Some((_, round)) = train.first() else { return Ok(()) };
+        let clients: Vec<u32> = train.iter().map(|(client, _)| *client).collect();
+        if self.hub.plan.step_order == StepOrder::Lockstep {
+            self.hub.turns.begin(clients.iter().copied());
+        }
+        (self.hub.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
+        self.hub.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client))).await
+    }
+
+    /// Does one thing; returns what the coordinator is to be told of it.
+    async fn perform(&mut self, action: Action) -> Result<Option<cutlayer_federation::Event>, NodeError> {
+        let roster = &self.hub.roster;
+        match action {
+            Action::Broadcast { peers, round } => {
+                let state = self.coordinator.global().1.clone();
+                peers.iter().for_each(|peer| roster.tell(peer, Command::Adopt { round, state: state.clone() }));
+            }
+            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Message::Train { round })),
+            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Message::Evaluate { round })),
+            Action::Accept { peer, round } => self.settle(&peer, round, true, String::new()),
+            Action::Refuse { peer, round, reason } => self.settle(&peer, round, false, reason),
+            Action::Reject { peer, reason } => {
+                let reason = cutlayer_wire::shorten_reason(&reason).into();
+                roster.tell(&peer, Command::Say(Message::Refused { code: RefusalCode::Plan, reason }));
+            }
+            Action::CollectServerPart { round, peers } => {
+                let peers: Vec<PeerId> = peers.into_iter().map(|(peer, _)| peer).collect();
+                let updates = self.hub.edge.run("collect", move |edge| edge.parts(round, &peers)).await?;
+                return Ok(Some(cutlayer_federation::Event::ServerPart { round, updates }));
+            }
+            Action::Commit { round, state, summary } => self.commit(round, state, &summary).await?,
+            Action::EvalDone { round, sums, .. } => {
+                (self.hub.events)(Event::evaluated(round.0, &sums));
+                self.report.evaluations.push((round.0, sums));
+            }
+            Action::Missing { round, peers, waited_ms, .. } => {
+                let missing = peers.iter().map(|peer| roster.name(peer)).collect();
+                (self.hub.events)(Event::Late { round: round.0, missing, waited_ms });
+            }
+            Action::Finish { reason } => {
+                self.report.reason.clone_from(&reason);
+                roster.tell_all(&Command::Say(Message::Finish { reason: cutlayer_wire::shorten_reason(&reason).into() }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn settle(&self, peer: &PeerId, round: RoundId, accepted: bool, reason: String) {
+        if let Some(client) = self.hub.roster.client(peer) {
+            (self.hub.events)(Event::Updated { client, round: round.0, accepted, reason: reason.clone() });
+        }
+        let reason = cutlayer_wire::shorten_reason(&reason).into();
+        self.hub.roster.tell(peer, Command::Say(Message::Settled { round, accepted, reason }));
+    }
+
+    /// Durable first, then in force: no client hears of a round that a power cut could take back.
+    async fn commit(
+        &mut self,
+        round: RoundId,
+        state: Arc<AdapterState>,
+        summary: &cutlayer_federation::RoundSummary,
+    ) -> Result<(), NodeError> {
+        let (out, peft, saved) = (self.out.clone(), self.peft.clone(), state.clone());
+        let written = tokio::task::spawn_blocking(move || PeftFolder::write(&out, &peft, &saved)).await;
+        written.map_err(|_| NodeError::Panicked { during: "saving the adapter".into() })??;
+        let adapter_bytes = state.values().map(|tensor| 4 * tensor.values.len() as u64).sum();
+        self.hub.edge.run("install", move |edge| edge.install(state.as_ref().clone())).await??;
+        self.report.rounds = round.0;
+        for (peer, reason) in &summary.refused {
+            tracing::warn!("round {round}: the update of {peer} does not count: {reason}");
+        }
+        if let Some(reason) = &summary.skipped {
+            tracing::warn!("round {round} changed nothing: {reason}");
+        }
+        (self.hub.events)(Event::Committed {
+            round: round.0,
+            updates: summary.accepted.len() as u32,
+            adapter_bytes,
+            seconds: summary.took_ms as f64 / 1e3,
+        });
+        Ok(())
+    }
+}

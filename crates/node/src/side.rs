@@ -1,0 +1,170 @@
+//! The client's half of a step: the first blocks and, in a U-shape, the last ones with the loss.
+//!
+//! Owned by the client's compute thread. Frames in, frames out; it knows no socket.
+
+use crate::error::NodeError;
+use crate::schedule::StepClock;
+use cutlayer_data::Batch;
+use cutlayer_model::{Device, Frozen, Input, ModelFolder, Mode, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Layout, Plan, RoundId, StepId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What the two sides agreed on at hello.
+#[derive(Clone, Debug)]
+pub(crate) struct Agreement {
+    pub plan: Plan,
+    pub activations: Encoding,
+    pub gradients: Encoding,
+    /// This client's index.
+    pub client: u32,
+    pub cut: usize,
+    /// Blocks at the end on the client; `None` for a vanilla split.
+    pub tail: Option<usize>,
+}
+
+/// The client's layers, adapters and optimizers.
+pub(crate) struct ClientSide {
+    agreed: Agreement,
+    front: Stage,
+    tail: Option<Stage>,
+    front_blocks: Range<usize>,
+    tail_blocks: Range<usize>,
+}
+
+/// A step between its frames.
+#[derive(Clone, Debug)]
+pub(crate) struct Doing {
+    pub step: StepId,
+    pub clock: StepClock,
+    pub batch: Arc<Batch>,
+    pub rows: Rows,
+    pub train: bool,
+}
+
+impl ClientSide {
+    /// Reads the client's layers from `folder` and puts the starting adapter of `plan` on them.
+    pub fn load(folder: &ModelFolder, device: &Device, agreed: Agreement) -> Result<Self, NodeError> {
+        let blocks = cutlayer_model::read_spec(folder)?.blocks;
+        let labels = crate::prepare::classes(&agreed.plan.task);
+        let frozen = Arc::new(Frozen::load(folder, &Parts::client(blocks, agreed.cut, agreed.tail), labels, device)?);
+        let front_blocks = 0..agreed.cut;
+        let tail_blocks = blocks - agreed.tail.unwrap_or(0)..blocks;
+        let plan = &agreed.plan;
+        let stage = |trained: Range<usize>, head: bool| -> Result<Stage, NodeError> {
+            let shapes = lora::shapes(frozen.spec(), &plan.adapter, trained.clone(), head, labels)?;
+            Ok(Stage::new(frozen.clone(), trained, head, &plan.adapter, &lora::initial(&shapes, plan.seed))?)
+        };
+        let front = stage(front_blocks.clone(), false)?;
+        let tail = agreed.tail.map(|_| stage(tail_blocks.clone(), true)).transpose()?;
+        Ok(Self { front, tail, front_blocks, tail_blocks, agreed })
+    }
+
+    /// Bytes the adapter takes as f32, and the number of its values.
+    pub fn adapter_values(&self) -> u64 {
+        self.state().values().map(|tensor| tensor.values.len() as u64).sum()
+    }
+
+    /// What is trained here.
+    pub fn state(&self) -> AdapterState {
+        let tail = self.tail.iter().flat_map(|tail| tail.adapter().state());
+        self.front.adapter().state().into_iter().chain(tail).collect()
+    }
+
+    /// Installs a global adapter: all of this side's tensors, and no other.
+    pub fn install(&mut self, state: AdapterState) -> Result<(), NodeError> {
+        let (front, tail): (BTreeMap<String, HostTensor>, AdapterState) =
+            state.into_iter().partition(|(key, _)| self.front.adapter().holds(key));
+        load_whole(&mut self.front, &front)?;
+        match &mut self.tail {
+            Some(stage) => load_whole(stage, &tail)?,
+            None => {
+                if let Some(key) = tail.into_keys().next() {
+                    return Err(cutlayer_model::AdapterError::Unexpected { key }.into());
+                }
+            }
+        }
+        if self.agreed.plan.optimizer.reset_each_round {
+            self.front.adapter_mut().reset_optimizer();
+            self.tail.iter_mut().for_each(|tail| tail.adapter_mut().reset_optimizer());
+        }
+        self.front.forget_tapes();
+        self.tail.iter_mut().for_each(Stage::forget_tapes);
+        Ok(())
+    }
+
+    /// Starts a step: the rows of a batch.
+    pub fn begin(&self, step: StepId, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<Doing, NodeError> {
+        let packed = self.agreed.plan.batch.layout == Layout::Packed;
+        let rows = Rows::new(&batch.lengths, packed, self.front.frozen().spec().positions_max)?;
+        Ok(Doing { step, clock, batch, rows, train })
+    }
+
+    /// The first blocks: the frame that opens the step.
+    pub fn forward(&mut self, doing: &Doing, round: RoundId) -> Result<Frame, NodeError> {
+        // Nothing trained below the cut means no tape here and no gradient over the wire.
+        let wants_gradient = doing.train && !self.front.adapter().is_empty();
+        let mode = if wants_gradient { self.mode(doing) } else { Mode::Evaluate };
+        let input = Input::Tokens(&doing.batch.ids);
+        let hidden = self.front.forward(doing.step, self.front_blocks.clone(), input, &doing.rows, mode)?;
+        let flags = FrameFlags::NONE
+            .with_if(FrameFlags::TRAIN, doing.train)
+            .with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient)
+            .with_if(FrameFlags::PACKED, doing.rows.is_packed());
+        let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
+        let width = self.front.frozen().spec().hidden as u32;
+        let payload = encoding::encode(self.agreed.activations, hidden, &doing.rows);
+        Ok(Frame::forward(doing.step, round, flags, self.agreed.activations, width, doing.batch.lengths.clone(), labels, payload))
+    }
+
+    /// U-shape: the last blocks and the loss, from the server's hidden states. Returns the sums and, in training, the gradient to send.
+    pub fn finish(&mut self, doing: &Doing, hidden: &Frame) -> Result<(EvalSums, Option<Frame>), NodeError> {
+        let input = Input::Hidden(self.read(doing, hidden)?, doing.train);
+        let mode = self.mode(doing);
+        let tail = self.tail.as_mut().expect("only a U-shaped client is sent hidden states");
+        let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
+        let gradient = gradient.filter(|_| doing.train).map(|gradient| {
+            let payload = encoding::encode(self.agreed.gradients, gradient, &doing.rows);
+            Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload)
+        });
+        Ok((sums, gradient))
+    }
+
+    /// The backward pass of the first blocks, from the server's gradient.
+    pub fn backward(&mut self, doing: &Doing, gradient: &Frame) -> Result<(), NodeError> {
+        let gradient = self.read(doing, gradient)?;
+        self.front.backward(doing.step, gradient)?;
+        Ok(())
+    }
+
+    /// Applies what the step's backward passes gave.
+    pub fn update(&mut self, doing: &Doing) {
+        let optimizer = &self.agreed.plan.optimizer;
+        let learning_rate = doing.clock.learning_rate(&self.agreed.plan);
+        self.front.update(optimizer, learning_rate);
+        self.tail.iter_mut().for_each(|tail| tail.update(optimizer, learning_rate));
+    }
+
+    fn mode(&self, doing: &Doing) -> Mode {
+        if doing.train {
+            Mode::Train { dropout_seed: doing.clock.dropout_seed(&self.agreed.plan, self.agreed.client) }
+        } else {
+            Mode::Evaluate
+        }
+    }
+
+    fn read(&self, doing: &Doing, frame: &Frame) -> Result<Tensor<3>, NodeError> {
+        let frozen = self.front.frozen();
+        encoding::decode(frame.header.encoding, &frame.payload, &doing.rows, frozen.spec().hidden, frozen.device())
+            .map_err(|source| NodeError::Tensor { step: doing.step, source })
+    }
+}
+
+/// Loads every tensor of the stage; a global adapter that lacks one is refused.
+pub(crate) fn load_whole(stage: &mut Stage, state: &AdapterState) -> Result<(), NodeError> {
+    if let Some(key) = stage.adapter().keys().find(|key| !state.contains_key(*key)) {
+        return Err(cutlayer_model::AdapterError::Missing { key: key.clone() }.into());
+    }
+    Ok(stage.adapter_mut().load(state)?)
+}

@@ -1,0 +1,206 @@
+//! What a receiver expects of the next frame, and every check that precedes an allocation.
+//!
+//! [`FrameHeader::check`] decides from the header alone; nothing is allocated for a frame that it refuses.
+
+use crate::encoding::Encoding;
+use crate::frame::REASON_BYTES_MAX;
+use crate::frame_error::{Bound, FrameError};
+use crate::frame_header::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::ids::{RoundId, StepId};
+
+/// The largest frame any limits may allow: 8 sequences of 4096 tokens at hidden 8192 in f32.
+pub const FRAME_BYTES_MAX: u64 = 1 << 30;
+
+const _: () = assert!(FRAME_BYTES_MAX > (FRAME_HEADER_BYTES + REASON_BYTES_MAX) as u64);
+
+/// What a receiver expects of the next frame on a stream.
+///
+/// Make one with [`FrameLimits::new`] and narrow it: an option left empty is not checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FrameLimits {
+    /// The largest whole frame.
+    pub frame_bytes_max: u64,
+    /// The most tokens.
+    pub tokens_max: u32,
+    /// The most sequences.
+    pub segments_max: u32,
+    /// The model's hidden size.
+    pub hidden: u32,
+    /// The round being served.
+    pub round: Option<RoundId>,
+    /// The step being answered.
+    pub step: Option<StepId>,
+    /// The tokens of the frame being answered.
+    pub tokens: Option<u32>,
+    /// The encoding agreed for Forward and Hidden.
+    pub activations: Option<Encoding>,
+    /// The encoding agreed for Gradient.
+    pub gradients: Option<Encoding>,
+}
+
+/// The parts of a frame's body, in order, as [`FrameHeader::check`] allows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyPlan {
+    /// Bytes of the sequences' lengths.
+    pub lengths_bytes: usize,
+    /// Bytes of the labels.
+    pub labels_bytes: usize,
+    /// Bytes of tensor or reason.
+    pub payload_bytes: usize,
+}
+
+impl BodyPlan {
+    /// Bytes before the payload.
+    pub fn prefix_bytes(&self) -> usize {
+        self.lengths_bytes + self.labels_bytes
+    }
+
+    /// Bytes of the whole body.
+    pub fn total_bytes(&self) -> usize {
+        self.prefix_bytes() + self.payload_bytes
+    }
+}
+
+impl FrameLimits {
+    /// The largest frame of up to `segments_max` sequences and `tokens_max` tokens at this hidden size.
+    pub fn new(hidden: u32, tokens_max: u32, segments_max: u32) -> Self {
+        let tensor_bytes = Encoding::F32.payload_bytes(tokens_max, hidden);
+        let tensor_bytes = tensor_bytes.unwrap_or(FRAME_BYTES_MAX).max(REASON_BYTES_MAX as u64);
+        let lists_bytes = 4 * (u64::from(tokens_max.max(segments_max)) + u64::from(segments_max));
+        let frame_bytes = (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes);
+        Self {
+            frame_bytes_max: frame_bytes.min(FRAME_BYTES_MAX),
+            tokens_max,
+            segments_max,
+            hidden,
+            round: None,
+            step: None,
+            tokens: None,
+            activations: None,
+            gradients: None,
+        }
+    }
+
+    /// Only this round's frames.
+    pub fn of_round(mut self, round: RoundId) -> Self {
+        self.round = Some(round);
+        self
+    }
+
+    /// Only these encodings.
+    pub fn encoded(mut self, activations: Encoding, gradients: Encoding) -> Self {
+        self.activations = Some(activations);
+        self.gradients = Some(gradients);
+        self
+    }
+
+    /// Only an answer to `asked`: its step, its round and as many tokens.
+    pub fn answering(mut self, asked: &FrameHeader) -> Self {
+        self.round = Some(asked.round);
+        self.step = Some(asked.step);
+        self.tokens = Some(asked.tokens);
+        self
+    }
+}
+
+impl FrameHeader {
+    /// Everything that can be refused before the body is read or allocated for.
+    pub fn check(&self, limits: &FrameLimits) -> Result<BodyPlan, FrameError> {
+        self.check_belonging(limits)?;
+        if !self.loss_sum.is_finite() || self.correct > self.scored {
+            let Self { step, loss_sum, scored, correct, .. } = *self;
+            return Err(FrameError::Sums { step, loss_sum, scored, correct });
+        }
+        match self.kind {
+            FrameKind::Forward | FrameKind::Hidden | FrameKind::Gradient => self.check_tensor(limits)?,
+            FrameKind::Done => {
+                self.check_no_tensor()?;
+                self.exactly("payload_bytes", self.payload_bytes, 0)?;
+            }
+            FrameKind::Failed => {
+                self.check_no_tensor()?;
+                self.up_to("payload_bytes", self.payload_bytes, REASON_BYTES_MAX as u64)?;
+            }
+        }
+        let lists_bytes = 4 * (u64::from(self.segments) + u64::from(self.labels));
+        // The sum cannot overflow: check_tensor bounded the payload by the product of two u32 and four.
+        let bytes = self.payload_bytes.saturating_add(FRAME_HEADER_BYTES as u64 + lists_bytes);
+        let bytes_max = limits.frame_bytes_max.min(FRAME_BYTES_MAX);
+        if bytes > bytes_max {
+            return Err(FrameError::TooLarge { step: self.step, bytes, bytes_max });
+        }
+        // Every part is below FRAME_BYTES_MAX, which any usize holds.
+        Ok(BodyPlan {
+            lengths_bytes: self.segments as usize * 4,
+            labels_bytes: self.labels as usize * 4,
+            payload_bytes: self.payload_bytes as usize,
+        })
+    }
+
+    /// The frame is of the round, the step and the encoding that the receiver waits for.
+    fn check_belonging(&self, limits: &FrameLimits) -> Result<(), FrameError> {
+        if let Some(expected) = limits.round.filter(|round| *round != self.round) {
+            return Err(FrameError::Round { step: self.step, found: self.round, expected });
+        }
+        if let Some(expected) = limits.step.filter(|step| *step != self.step) {
+            return Err(FrameError::Step { found: self.step, expected });
+        }
+        let agreed = match self.kind {
+            FrameKind::Forward | FrameKind::Hidden => limits.activations,
+            FrameKind::Gradient => limits.gradients,
+            FrameKind::Done | FrameKind::Failed => None,
+        };
+        match agreed.filter(|encoding| *encoding != self.encoding) {
+            None => Ok(()),
+            Some(expected) => Err(FrameError::Agreed { step: self.step, kind: self.kind, found: self.encoding, expected }),
+        }
+    }
+
+    /// A tensor of the model's width, of an allowed number of rows, of exactly its bytes.
+    fn check_tensor(&self, limits: &FrameLimits) -> Result<(), FrameError> {
+        self.exactly("hidden", self.hidden.into(), limits.hidden.into())?;
+        self.up_to("tokens", self.tokens.into(), limits.tokens_max.into())?;
+        if let Some(tokens) = limits.tokens {
+            self.exactly("tokens", self.tokens.into(), tokens.into())?;
+        }
+        if self.kind == FrameKind::Forward || self.segments > 0 {
+            let segments_max = limits.segments_max.min(self.tokens);
+            self.up_to("segments", self.segments.into(), segments_max.into())?;
+        }
+        let labels_expected = Bound::Labels { tokens: self.tokens, segments: self.segments };
+        let labels_fit = match self.kind {
+            FrameKind::Forward => [0, self.tokens, self.segments].contains(&self.labels),
+            _ => self.labels == 0,
+        };
+        if !labels_fit {
+            return Err(self.count("labels", self.labels.into(), labels_expected));
+        }
+        let expected = self.encoding.payload_bytes(self.tokens, self.hidden).unwrap_or(u64::MAX);
+        self.exactly("payload_bytes", self.payload_bytes, expected)
+    }
+
+    /// Nothing but a payload of text, or nothing at all.
+    fn check_no_tensor(&self) -> Result<(), FrameError> {
+        self.exactly("tokens", self.tokens.into(), 0)?;
+        self.exactly("segments", self.segments.into(), 0)?;
+        self.exactly("labels", self.labels.into(), 0)
+    }
+
+    fn exactly(&self, field: &'static str, found: u64, expected: u64) -> Result<(), FrameError> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(self.count(field, found, Bound::Exactly(expected)))
+    }
+
+    fn up_to(&self, field: &'static str, found: u64, most: u64) -> Result<(), FrameError> {
+        if (1..=most).contains(&found) {
+            return Ok(());
+        }
+        Err(self.count(field, found, Bound::UpTo(most)))
+    }
+
+    fn count(&self, field: &'static str, found: u64, expected: Bound) -> FrameError {
+        FrameError::Count { step: self.step, kind: self.kind, field, found, expected }
+    }
+}

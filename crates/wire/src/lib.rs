@@ -1,0 +1,36 @@
+//! What two cutlayer peers say to each other: ids, messages, frames, their bounds and their order.
+//!
+//! Pure data and pure state machines. This crate must never open a socket, read a clock or a file,
+//! or name a tensor library: bytes come in as arguments and go out as values.
+
+#![forbid(unsafe_code)]
+
+mod adapter_frame;
+mod codec;
+mod encoding;
+mod frame;
+mod frame_error;
+mod frame_header;
+mod frame_limits;
+mod ids;
+mod message;
+mod plan;
+mod plan_parts;
+mod session;
+mod tensor;
+
+pub use adapter_frame::{
+    ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterFrameError, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX,
+};
+pub use codec::{CONTROL_BYTES_MAX, CONTROL_PREFIX_BYTES, CodecError, decode, encode};
+pub use encoding::{Encoding, EncodingError, TensorEncoding};
+pub use frame::{Frame, REASON_BYTES_MAX, shorten_reason};
+pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
+pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};
+pub use frame_limits::{BodyPlan, FRAME_BYTES_MAX, FrameLimits};
+pub use ids::{BaseHash, CutPoint, IdError, PeerId, RoundId, StepId};
+pub use message::{ENCODINGS_MAX, EvalSums, Message, MessageError, NAME_BYTES_MAX, PROTOCOL_VERSION, RefusalCode};
+pub use plan::{BatchSpec, Layout, Plan, ServerAdapters, StepOrder, Task, Weighting};
+pub use plan_parts::{LoraSpec, OptimizerKind, OptimizerSpec, PlanError, Schedule};
+pub use session::{ClientSession, Phase, ServerSession, SessionError, SessionEvent};
+pub use tensor::{AdapterState, HostTensor, ShapeError};

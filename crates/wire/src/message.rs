@@ -1,0 +1,278 @@
+//! The messages of the control stream, the bidirectional stream that a client opens first.
+//!
+//! On the stream each message is a little-endian u32 length and that many bytes of [`crate::encode`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::encoding::Encoding;
+use crate::frame::REASON_BYTES_MAX;
+use crate::ids::{BaseHash, CutPoint, RoundId};
+use crate::plan::Plan;
+use crate::plan_parts::PlanError;
+
+/// The protocol both sides must speak; raised whenever any golden byte of this crate changes.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The longest name a client may give itself, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// The most encodings a client may offer.
+pub const ENCODINGS_MAX: usize = 16;
+
+/// Sums over what was scored: label tokens of a language model, examples of a classifier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalSums {
+    /// Sum of cross-entropies, in nats.
+    pub loss_sum: f64,
+    /// How many were scored.
+    pub scored: u64,
+    /// How many of those were predicted right.
+    pub correct: u64,
+}
+
+/// Why a server would not have a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// Different protocol versions.
+    Version,
+    /// A different base model.
+    BaseModel,
+    /// A cut the server cannot serve.
+    Cut,
+    /// No encoding in common.
+    Encoding,
+    /// The client cannot carry out the plan.
+    Plan,
+    /// The run is past the point where one could join.
+    Busy,
+    /// The run has all its clients.
+    Full,
+}
+
+/// One message on the control stream.
+///
+/// Variant and field order are the wire format: append, never reorder, and raise [`PROTOCOL_VERSION`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// The client's first word. `version` stays the first field in every version to come.
+    Hello {
+        /// Protocol the client speaks.
+        version: u16,
+        /// Base model it holds.
+        base: BaseHash,
+        /// Blocks in that model.
+        blocks: u16,
+        /// Its hidden size.
+        hidden: u32,
+        /// Where the client cuts.
+        cut: CutPoint,
+        /// Blocks it keeps at the end, beside the final norm and the head (U-shaped split, labels stay with it);
+        /// nothing is a vanilla split, where the server computes the loss.
+        tail: Option<u16>,
+        /// Encodings it can read and write, best liked first.
+        encodings: Vec<Encoding>,
+        /// Examples it trains on.
+        samples: u64,
+        /// Examples it holds out.
+        eval_samples: u64,
+        /// What people call it; identity comes from TLS alone.
+        name: String,
+    },
+    /// The server's yes, with everything the client needs to train.
+    Welcome {
+        /// The run's plan.
+        plan: Plan,
+        /// Encoding of activations, in both directions.
+        activations: Encoding,
+        /// Encoding of gradients, in both directions.
+        gradients: Encoding,
+        /// This client's index in the run.
+        client: u32,
+        /// Clients in the run.
+        clients: u32,
+    },
+    /// The server's no; the connection closes.
+    Refused {
+        /// For programs.
+        code: RefusalCode,
+        /// For people.
+        reason: String,
+    },
+    /// Take the round's local steps from global adapter `round - 1`, then send an update.
+    Train {
+        /// The round to train.
+        round: RoundId,
+    },
+    /// Score global adapter `round` on the held-out examples.
+    Evaluate {
+        /// The round whose adapter to score.
+        round: RoundId,
+    },
+    /// The client's scores.
+    Evaluated {
+        /// The round asked about.
+        round: RoundId,
+        /// Sums over the held-out examples.
+        sums: EvalSums,
+    },
+    /// What became of the client's update.
+    Settled {
+        /// The update's round.
+        round: RoundId,
+        /// Whether it is in the global adapter.
+        accepted: bool,
+        /// Why not, where it is not.
+        reason: String,
+    },
+    /// The run is over.
+    Finish {
+        /// Why.
+        reason: String,
+    },
+    /// The sender leaves and reads nothing more.
+    Goodbye {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A message that decodes but says something impossible.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// A text longer than its bound.
+    #[error("{message}: {field} of {bytes} B exceeds {bytes_max} B: shorten it")]
+    TextTooLong {
+        /// The message's name.
+        message: &'static str,
+        /// The field.
+        field: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// Its bound.
+        bytes_max: usize,
+    },
+    /// No encodings, or too many.
+    #[error("Hello offers {count} encodings: offer 1 to {ENCODINGS_MAX}")]
+    Encodings {
+        /// How many were offered.
+        count: usize,
+    },
+    /// A split that is not one.
+    #[error("Hello cuts at {cut} and keeps {tail} of {blocks} blocks at the end: lower the cut or the tail")]
+    Cut {
+        /// The cut.
+        cut: CutPoint,
+        /// Blocks kept at the end.
+        tail: u16,
+        /// Blocks in the model.
+        blocks: u16,
+    },
+    /// A model of width zero.
+    #[error("Hello says a hidden size of 0: the model's config.json is wrong")]
+    Hidden,
+    /// A client numbered outside the run.
+    #[error("Welcome numbers this client {client} of {clients}: the server is at fault")]
+    Client {
+        /// The index.
+        client: u32,
+        /// The count.
+        clients: u32,
+    },
+    /// A plan that cannot be carried out.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Scores no evaluation can give.
+    #[error("Evaluated says loss {loss_sum} over {scored} with {correct} right: the loss diverged or the peer is at fault")]
+    Sums {
+        /// The loss claimed.
+        loss_sum: f64,
+        /// How many were scored.
+        scored: u64,
+        /// How many were right.
+        correct: u64,
+    },
+}
+
+impl EvalSums {
+    /// Adds another set of sums.
+    pub fn add(&mut self, other: &Self) {
+        self.loss_sum += other.loss_sum;
+        self.scored = self.scored.saturating_add(other.scored);
+        self.correct = self.correct.saturating_add(other.correct);
+    }
+
+    /// Mean loss in nats, where anything was scored.
+    pub fn mean_loss(&self) -> Option<f64> {
+        (self.scored > 0).then(|| self.loss_sum / self.scored as f64)
+    }
+
+    /// Fraction predicted right, where anything was scored.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.scored > 0).then(|| self.correct as f64 / self.scored as f64)
+    }
+
+    /// Whether some evaluation could have given these sums.
+    pub fn is_possible(&self) -> bool {
+        self.loss_sum.is_finite() && self.correct <= self.scored
+    }
+}
+
+impl Message {
+    /// The variant's name, for logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "Hello",
+            Self::Welcome { .. } => "Welcome",
+            Self::Refused { .. } => "Refused",
+            Self::Train { .. } => "Train",
+            Self::Evaluate { .. } => "Evaluate",
+            Self::Evaluated { .. } => "Evaluated",
+            Self::Settled { .. } => "Settled",
+            Self::Finish { .. } => "Finish",
+            Self::Goodbye { .. } => "Goodbye",
+        }
+    }
+
+    /// Checks what can be checked of a message on its own; [`crate::decode`] and [`crate::encode`] both call this.
+    pub fn check(&self) -> Result<(), MessageError> {
+        match self {
+            Self::Hello { blocks, hidden, cut, tail, encodings, name, .. } => {
+                self.check_text("name", name, NAME_BYTES_MAX)?;
+                if encodings.is_empty() || encodings.len() > ENCODINGS_MAX {
+                    return Err(MessageError::Encodings { count: encodings.len() });
+                }
+                let tail = tail.unwrap_or(0);
+                if u32::from(cut.0) + u32::from(tail) > u32::from(*blocks) {
+                    return Err(MessageError::Cut { cut: *cut, tail, blocks: *blocks });
+                }
+                if *hidden == 0 {
+                    return Err(MessageError::Hidden);
+                }
+                Ok(())
+            }
+            Self::Welcome { plan, client, clients, .. } => {
+                if client >= clients {
+                    return Err(MessageError::Client { client: *client, clients: *clients });
+                }
+                Ok(plan.validate()?)
+            }
+            Self::Evaluated { sums, .. } if !sums.is_possible() => {
+                let EvalSums { loss_sum, scored, correct } = *sums;
+                Err(MessageError::Sums { loss_sum, scored, correct })
+            }
+            Self::Train { .. } | Self::Evaluate { .. } | Self::Evaluated { .. } => Ok(()),
+            Self::Refused { reason, .. } | Self::Settled { reason, .. } | Self::Finish { reason } | Self::Goodbye { reason } => {
+                self.check_text("reason", reason, REASON_BYTES_MAX)
+            }
+        }
+    }
+
+    fn check_text(&self, field: &'static str, text: &str, bytes_max: usize) -> Result<(), MessageError> {
+        if text.len() <= bytes_max {
+            return Ok(());
+        }
+        Err(MessageError::TextTooLong { message: self.name(), field, bytes: text.len(), bytes_max })
+    }
+}

@@ -1,0 +1,97 @@
+//! Specimens shared by the tests: one of each message and frame, with every field told apart.
+
+#![allow(dead_code)] // Each test binary uses its own part.
+
+use cutlayer_wire::*;
+
+pub fn plan() -> Plan {
+    Plan {
+        task: Task::Classify { labels: vec!["no".into(), "yes".into()] },
+        adapter: LoraSpec { rank: 8, alpha: 16.0, rslora: true, dropout: 0.5, targets: vec!["q_proj".into()] },
+        optimizer: OptimizerSpec {
+            kind: OptimizerKind::AdamW { beta1: 0.5, beta2: 0.25, eps: 0.125, weight_decay: 2.0 },
+            learning_rate: 1.0,
+            schedule: Schedule::Cosine,
+            warmup_steps: 3,
+            clip_norm: Some(4.0),
+            reset_each_round: true,
+        },
+        batch: BatchSpec { sequences: 4, tokens_max: 300, layout: Layout::Packed },
+        rounds: 5,
+        local_steps: 6,
+        seed: 7,
+        server_adapters: ServerAdapters::Shared,
+        step_order: StepOrder::Lockstep,
+        weighting: Weighting::Samples,
+        evaluate_every: 2,
+    }
+}
+
+pub fn hello() -> Message {
+    Message::Hello {
+        version: PROTOCOL_VERSION,
+        base: BaseHash([0xab; 32]),
+        blocks: 30,
+        hidden: 576,
+        cut: CutPoint(4),
+        tail: Some(1),
+        encodings: vec![Encoding::Bf16, Encoding::F32],
+        samples: 1000,
+        eval_samples: 70_000,
+        name: "alice".into(),
+    }
+}
+
+pub fn messages() -> Vec<Message> {
+    let round = RoundId(3);
+    vec![
+        hello(),
+        Message::Welcome { plan: plan(), activations: Encoding::Bf16, gradients: Encoding::F32, client: 2, clients: 9 },
+        Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
+        Message::Train { round },
+        Message::Evaluate { round },
+        Message::Evaluated { round, sums: EvalSums { loss_sum: 1.5, scored: 300, correct: 20 } },
+        Message::Settled { round, accepted: true, reason: "ok".into() },
+        Message::Finish { reason: "done".into() },
+        Message::Goodbye { reason: "bye".into() },
+    ]
+}
+
+/// Two sequences of one and two tokens, at hidden 2.
+pub fn forward(labels: Vec<i32>) -> Frame {
+    Frame::forward(
+        StepId(0x0102_0304_0506_0708),
+        RoundId(9),
+        FrameFlags::TRAIN.with(FrameFlags::NEEDS_GRADIENT),
+        Encoding::Bf16,
+        2,
+        vec![1, 2],
+        labels,
+        (1..=12).collect(),
+    )
+}
+
+pub fn limits() -> FrameLimits {
+    FrameLimits::new(2, 100, 10)
+}
+
+/// What a receiver does with bytes: header, check, body.
+pub fn receive(bytes: &[u8], limits: &FrameLimits) -> Result<Frame, FrameError> {
+    let (header, body) = bytes.split_first_chunk().expect("a whole header");
+    let header = FrameHeader::decode(header)?;
+    let plan = header.check(limits)?;
+    Frame::assemble_whole(header, &plan, body.to_vec())
+}
+
+pub fn adapter() -> AdapterFrame {
+    let state = [
+        ("b", HostTensor::new(vec![2, 1], vec![1.0, -2.0]).expect("two values")),
+        ("a", HostTensor::new(vec![3], vec![0.5, 0.0, 4.0]).expect("three values")),
+    ];
+    let state = state.map(|(name, tensor)| (name.to_string(), tensor)).into();
+    AdapterFrame::new(RoundId(7), 96.0, &BaseHash(std::array::from_fn(|i| i as u8)), state)
+}
+
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}

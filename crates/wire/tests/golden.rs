@@ -1,0 +1,83 @@
+//! The bytes that deployed peers rely on. Changing any of them means raising `PROTOCOL_VERSION`.
+
+mod common;
+
+use common::*;
+use cutlayer_wire::*;
+
+fn check_bytes(bytes: &[u8], golden: &str) {
+    let golden: Vec<&str> = golden.split_whitespace().collect();
+    assert_eq!(to_hex(bytes), golden.join(" "));
+}
+
+/// Goal: every message keeps its bytes. Method: one of each, every field told apart.
+#[test]
+fn message_bytes_are_frozen() {
+    let golden = [
+        "00 01 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
+         ab ab ab ab 1e fb 40 02 04 01 01 02 01 00 fb e8 03 fc 70 11 01 00 05 61 6c 69 63 65",
+        "01 01 02 02 6e 6f 03 79 65 73
+         08 00 00 80 41 01 00 00 00 3f 01 06 71 5f 70 72 6f 6a
+         00 00 00 00 3f 00 00 80 3e 00 00 00 3e 00 00 00 40 00 00 80 3f 02 03 01 00 00 80 40 01
+         04 fb 2c 01 01 05 06 07 01 01 01 02 01 00 02 09",
+        "02 02 03 63 75 74",
+        "03 03",
+        "04 03",
+        "05 03 00 00 00 00 00 00 f8 3f fb 2c 01 14",
+        "06 03 01 02 6f 6b",
+        "07 04 64 6f 6e 65",
+        "08 03 62 79 65",
+    ];
+    let messages = messages();
+    assert_eq!(messages.len(), golden.len());
+    for (message, golden) in messages.iter().zip(golden) {
+        let bytes = encode(message).expect("a valid message");
+        check_bytes(&bytes, golden);
+        assert_eq!(&decode(&bytes).expect("our own bytes"), message);
+    }
+}
+
+/// Goal: the frame header keeps its 64 bytes. Method: a Forward and its answer, every field told apart.
+#[test]
+fn frame_bytes_are_frozen() {
+    let frame = forward(vec![1, -100, 3]);
+    check_bytes(
+        &frame.encode(),
+        "43 55 54 4c 01 00 01 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+         02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 0c 00 00 00 00 00 00 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         01 00 00 00 02 00 00 00
+         01 00 00 00 9c ff ff ff 03 00 00 00
+         01 02 03 04 05 06 07 08 09 0a 0b 0c",
+    );
+    let sums = EvalSums { loss_sum: 1.5, scored: 3, correct: 2 };
+    let gradient = Frame::gradient(&frame.header, Encoding::Bf16, sums, vec![0; 12]);
+    check_bytes(
+        &gradient.header.encode(),
+        "43 55 54 4c 01 00 03 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+         00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
+         00 00 00 00 00 00 f8 3f 03 00 00 00 02 00 00 00",
+    );
+}
+
+/// Goal: the adapter frame keeps its bytes. Method: two tensors, given out of order, sent in order.
+#[test]
+fn adapter_bytes_are_frozen() {
+    check_bytes(
+        &adapter().encode(),
+        "43 55 54 41 01 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
+         00 00 00 00 00 00 58 40 00 01 02 03 04 05 06 07
+         02 01 61 01 03 01 62 02 02 01
+         00 00 00 3f 00 00 00 00 00 00 80 40 00 00 80 3f 00 00 00 c0",
+    );
+}
+
+/// Goal: numbers that travel never move. Method: by hand.
+#[test]
+fn numbers_are_frozen() {
+    assert_eq!(Encoding::ALL.map(|encoding| encoding as u8), [0, 1]);
+    let kinds = [FrameKind::Forward, FrameKind::Hidden, FrameKind::Gradient, FrameKind::Done, FrameKind::Failed];
+    assert_eq!(kinds.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
+    let flags = [FrameFlags::TRAIN, FrameFlags::NEEDS_GRADIENT, FrameFlags::PACKED];
+    assert_eq!(flags.map(FrameFlags::bits), [1, 2, 4]);
+}
