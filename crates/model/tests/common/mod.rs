@@ -1,6 +1,8 @@
 //! Golden values from transformers and PEFT (`../shared/fixtures`), and a split model to hold against them.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod random;
+
 use cutlayer_model::{Device, DeviceChoice, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, lora, read_spec};
 use cutlayer_wire::{AdapterState, HostTensor, LoraSpec, OptimizerKind, OptimizerSpec, Schedule, StepId};
 use safetensors::{Dtype, SafeTensors};
