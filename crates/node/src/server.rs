@@ -95,6 +95,24 @@ pub(crate) struct Hub {
     pub reports: mpsc::Sender<cutlayer_federation::Event>,
 }
 
+impl Hub {
+    /// Training starts for all clients of a round at once: in lockstep they must know of each other.
+    async fn begin_round(&self, actions: &[Action]) -> Result<(), NodeError> {
+        let train = actions.iter().filter_map(|action| match action {
+            Action::Train { peer, round } => Some((self.roster.client(peer)?, *round)),
+            _ => None,
+        });
+        let train: Vec<(u32, RoundId)> = train.collect();
+        let Some((_, round)) = train.first() else { return Ok(()) };
+        let clients: Vec<u32> = train.iter().map(|(client, _)| *client).collect();
+        if self.plan.step_order == StepOrder::Lockstep {
+            self.turns.begin(clients.iter().copied());
+        }
+        (self.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
+        self.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client))).await
+    }
+}
+
 /// Runs `config.plan` with the clients that `allow` lets in, until it is done or `stop` is raised.
 pub async fn serve(
     config: ServeConfig,
@@ -199,28 +217,12 @@ impl Driver {
         while let Some(event) = waiting.pop() {
             let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let actions = self.coordinator.handle(now_ms, event);
-            self.begin_round(&actions).await?;
+            self.hub.begin_round(&actions).await?;
             for action in actions {
                 waiting.extend(self.perform(action).await?);
             }
         }
         Ok(())
-    }
-
-    /// Training starts for all clients of a round at once: in lockstep they must know of each other.
-    async fn begin_round(&self, actions: &[Action]) -> Result<(), NodeError> {
-        let train = actions.iter().filter_map(|action| match action {
-            Action::Train { peer, round } => Some((self.hub.roster.client(peer)?, *round)),
-            _ => None,
-        });
-        let train: Vec<(u32, RoundId)> = train.collect();
-        let Some((_, round)) = train.first() else { return Ok(()) };
-        let clients: Vec<u32> = train.iter().map(|(client, _)| *client).collect();
-        if self.hub.plan.step_order == StepOrder::Lockstep {
-            self.hub.turns.begin(clients.iter().copied());
-        }
-        (self.hub.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
-        self.hub.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client))).await
     }
 
     /// Does one thing; returns what the coordinator is to be told of it.

@@ -1,6 +1,7 @@
 //! How a QUIC connection is set up for tensors: every bound with its reason.
 
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::congestion::CubicConfig;
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,29 @@ use std::time::Duration;
 const WINDOW_BYTES_MIN: u64 = 8 << 20;
 /// Largest stream window, in bytes: what one stream may make its receiver hold.
 const WINDOW_BYTES_MAX: u64 = 256 << 20;
+/// Streams' windows that one connection may fill. An adapter that its receiver does not read yet fills one of them, and steps
+/// must go on beside it.
+const WINDOWS_PER_LINK: u64 = 2;
 /// Step streams that one peer may have open: more than a client ever pipelines, few enough to bound memory.
 const STEP_STREAMS_MAX: u32 = 64;
-/// Adapter streams that one peer may have open: they are rare and large.
-const ADAPTER_STREAMS_MAX: u32 = 4;
+/// Adapter streams that one peer may have open, unread ones included: with a second one, two unread adapters would fill
+/// the connection's window, and its steps would starve.
+const ADAPTER_STREAMS_MAX: u32 = 1;
 /// Often enough to hold a NAT's UDP mapping, of which many last 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Keep-alives in one idle timeout: two may be lost.
+const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
+/// Shortest idle timeout: below it a busy machine looks like a dead one.
+const IDLE_TIMEOUT_MIN: Duration = Duration::from_millis(300);
+/// Longest idle timeout: a dead peer must be noticed on the same day.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The rate below which a transfer is given up, in bytes per second. A step would take minutes on such a link.
+const TRANSFER_BYTES_PER_S_MIN: u64 = 16 << 10;
+/// Largest UDP payload tried, in bytes: Ethernet's jumbo frames without their IPv6 and UDP headers. Discovery starts from QUIC's
+/// 1200 and finds what the path takes, mostly 1452; on loopback and in a cluster larger packets save most of the CPU.
+const MTU_BYTES_MAX: u16 = 8952;
+
+const _: () = assert!(WINDOW_BYTES_MAX < WINDOW_BYTES_MAX * WINDOWS_PER_LINK && ADAPTER_STREAMS_MAX as u64 * 2 <= WINDOWS_PER_LINK);
 
 /// The network as the operator knows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +53,7 @@ impl Default for LinkConfig {
         Self {
             bandwidth_mbit: 1000,
             rtt_ms: 20,
-            idle_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(120),
             handshake_wait: Duration::from_secs(10),
             step_wait: Duration::from_secs(600),
         }
@@ -45,27 +63,88 @@ impl Default for LinkConfig {
 impl LinkConfig {
     /// Bytes that a stream may have in flight: twice bandwidth x round trip, within bounds.
     pub fn window_bytes(&self) -> u64 {
+        // A Mbit/s is 125 bytes a millisecond.
         let in_flight = u64::from(self.bandwidth_mbit) * 125 * u64::from(self.rtt_ms);
-        (2 * in_flight).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+        in_flight.saturating_mul(2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
     }
 
+    /// How long `bytes` that have begun to flow may take: the slowest link that is of any use, and one silence.
+    pub fn transfer_wait(&self, bytes: usize) -> Duration {
+        self.idle() + Duration::from_secs(bytes as u64 / TRANSFER_BYTES_PER_S_MIN)
+    }
+
+    fn idle(&self) -> Duration {
+        self.idle_timeout.clamp(IDLE_TIMEOUT_MIN, IDLE_TIMEOUT_MAX)
+    }
+
+    /// One connection's side of it.
     pub(crate) fn transport(&self) -> Arc<TransportConfig> {
-        let window = VarInt::from_u64(self.window_bytes()).unwrap_or(VarInt::MAX);
+        let bytes = |bytes: u64| VarInt::from_u64(bytes).expect("a few windows are far below 2^62 bytes");
+        let idle = IdleTimeout::try_from(self.idle()).expect("a day is far below 2^62 ms");
+        let link_bytes = self.window_bytes() * WINDOWS_PER_LINK;
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(MTU_BYTES_MAX);
         let mut config = TransportConfig::default();
         config
-            // A frame must not stall on credit: the window covers what the link holds.
-            .stream_receive_window(window)
-            // All streams together: steps in both directions and one adapter. Unlimited by default.
-            .receive_window(VarInt::from_u64(2 * self.window_bytes()).unwrap_or(VarInt::MAX))
-            .send_window(2 * self.window_bytes())
+            // A frame must not stall on credit: the window covers what the link holds, twice.
+            .stream_receive_window(bytes(self.window_bytes()))
+            // All streams together; unlimited by default, which is no back-pressure at all.
+            .receive_window(bytes(link_bytes))
+            .send_window(link_bytes)
             .max_concurrent_bidi_streams(STEP_STREAMS_MAX.into())
             .max_concurrent_uni_streams(ADAPTER_STREAMS_MAX.into())
+            // A step is of use only when it is whole: finish the older before the next, where they are of one priority.
+            .send_fairness(false)
             // Off by default in quinn, so that a long computation would end the connection.
-            .keep_alive_interval(Some(KEEP_ALIVE.min(self.idle_timeout / 3)))
-            .max_idle_timeout(IdleTimeout::try_from(self.idle_timeout).ok())
-            // Cubic, quinn's default: BBR is marked experimental there, and was slower on loopback.
-            .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+            .keep_alive_interval(Some(KEEP_ALIVE.min(self.idle() / KEEP_ALIVES_PER_TIMEOUT)))
+            .max_idle_timeout(Some(idle))
+            // Cubic: it shares a link with the world's TCP. BBR, which quinn marks experimental, was slower on loopback.
+            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .mtu_discovery_config(Some(mtu))
+            // Nothing of ours may be lost: no datagrams.
             .datagram_receive_buffer_size(None);
         Arc::new(config)
+    }
+
+    /// One socket's side of it.
+    pub(crate) fn endpoint() -> EndpointConfig {
+        let mut config = EndpointConfig::default();
+        config.max_udp_payload_size(MTU_BYTES_MAX).expect("jumbo frames are above QUIC's 1200 B");
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(bandwidth_mbit: u32, rtt_ms: u32) -> LinkConfig {
+        LinkConfig { bandwidth_mbit, rtt_ms, ..LinkConfig::default() }
+    }
+
+    /// Goal: windows are twice what the link holds, within bounds. Method: a long fat link and both ends.
+    #[test]
+    fn windows_follow_the_link() {
+        assert_eq!(config(1000, 100).window_bytes(), 25_000_000);
+        assert_eq!(config(0, 0).window_bytes(), WINDOW_BYTES_MIN);
+        assert_eq!(config(u32::MAX, u32::MAX).window_bytes(), WINDOW_BYTES_MAX);
+    }
+
+    /// Goal: no configuration makes a connection that cannot live, or that never dies. Method: the ends of the range.
+    #[test]
+    fn silly_timeouts_are_bounded() {
+        for idle_timeout in [Duration::ZERO, Duration::MAX] {
+            let config = LinkConfig { idle_timeout, ..LinkConfig::default() };
+            let _ = config.transport();
+            assert!((IDLE_TIMEOUT_MIN..=IDLE_TIMEOUT_MAX).contains(&config.idle()));
+        }
+    }
+
+    /// Goal: a large adapter gets time on a slow link. Method: 100 MB, and nothing.
+    #[test]
+    fn transfers_get_time_by_their_size() {
+        let config = LinkConfig::default();
+        assert_eq!(config.transfer_wait(0), config.idle_timeout);
+        assert!(config.transfer_wait(100 << 20) > Duration::from_secs(3600));
     }
 }

@@ -1,4 +1,6 @@
 //! Who a node is: an ed25519 key pair, and the self-signed certificate that carries it through TLS.
+//!
+//! The private key must never leave its file but into TLS: nothing here prints or returns it.
 
 use cutlayer_wire::PeerId;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ED25519, PublicKeyData};
@@ -38,7 +40,7 @@ pub enum IdentityError {
         reason: String,
     },
     /// The file system.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}; give --keys a folder that you can read and write", file.display())]
     Io {
         /// The file.
         file: PathBuf,
@@ -81,6 +83,7 @@ impl Identity {
         if key.algorithm() != &PKCS_ED25519 {
             return Err(IdentityError::Malformed { file, reason: "it is a key of another kind".into() });
         }
+        warn_of_readers(&file);
         Ok(Self { peer: public_key(&key), key })
     }
 
@@ -94,7 +97,11 @@ impl Identity {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.open(&file) {
-            Ok(mut out) => out.write_all(self.key.serialize_pem().as_bytes()).and_then(|()| out.sync_all()).map_err(failed),
+            Ok(mut out) => out.write_all(self.key.serialize_pem().as_bytes()).and_then(|()| out.sync_all()).map_err(|source| {
+                // Half a key would stand in the way of the next try; if it cannot be removed either, the error says where it is.
+                let _ = fs::remove_file(&file);
+                failed(source)
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(IdentityError::Present { folder: folder.into() }),
             Err(source) => Err(failed(source)),
         }
@@ -106,7 +113,8 @@ impl Identity {
     }
 
     /// Certificate and key for one connection. A token, where there is one, rides in a name of the certificate: TLS 1.3
-    /// encrypts it to the server whose key the client has pinned.
+    /// encrypts a client's certificate, and sends it only after the server has proved the key that the client pinned. So
+    /// nobody but that server reads the token, before any application byte, and the list need hold no more than its hash.
     pub(crate) fn credentials(&self, token: Option<&str>) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), IdentityError> {
         let mut names = vec![CERTIFICATE_NAME.to_string()];
         names.extend(token.map(|token| format!("{}{token}", crate::tls::TOKEN_PREFIX)));
@@ -118,6 +126,63 @@ impl Identity {
     }
 }
 
+/// A copied key keeps working, but its owner should know who else can read it.
+fn warn_of_readers(file: &Path) {
+    #[cfg(unix)]
+    if let Ok(data) = fs::metadata(file)
+        && std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o077 != 0
+    {
+        tracing::warn!("{} can be read by other users of this machine: chmod 600 {0}", file.display());
+    }
+    #[cfg(not(unix))]
+    let _ = file;
+}
+
 fn public_key(key: &KeyPair) -> PeerId {
     PeerId(key.der_bytes().try_into().expect("an ed25519 public key is 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: an identity lasts. Method: save, load, compare; a second key does not take its place.
+    #[test]
+    fn an_identity_survives_its_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path().join("keys/alice");
+        assert!(matches!(Identity::load(&folder), Err(IdentityError::Absent { .. })));
+        let alice = Identity::generate().expect("randomness");
+        alice.save(&folder).expect("writable");
+        assert_eq!(Identity::load(&folder).expect("saved").peer_id(), alice.peer_id());
+        let other = Identity::generate().expect("randomness");
+        assert_ne!(other.peer_id(), alice.peer_id());
+        assert!(matches!(other.save(&folder), Err(IdentityError::Present { .. })));
+        assert_eq!(Identity::load(&folder).expect("still there").peer_id(), alice.peer_id());
+    }
+
+    /// Goal: the key is its owner's alone. Method: the mode of the file; what Debug prints.
+    #[cfg(unix)]
+    #[test]
+    fn the_private_key_stays_private() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let alice = Identity::generate().expect("randomness");
+        alice.save(folder.path()).expect("writable");
+        let data = fs::metadata(folder.path().join(KEY_FILE)).expect("it is there");
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o777, 0o600);
+        assert_eq!(format!("{alice:?}"), format!("Identity({})", alice.peer_id()));
+    }
+
+    /// Goal: another kind of key, or none, is named as such. Method: a P-256 key and noise.
+    #[test]
+    fn other_keys_are_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let p256 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("randomness").serialize_pem();
+        for text in [p256.as_str(), "", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
+            fs::write(folder.path().join(KEY_FILE), text).expect("writable");
+            let error = Identity::load(folder.path()).expect_err("no ed25519 key");
+            assert!(matches!(error, IdentityError::Malformed { .. }), "{error}");
+            assert!(error.to_string().contains(KEY_FILE), "{error}");
+        }
+    }
 }

@@ -119,7 +119,9 @@ impl Control {
 impl ControlSender {
     /// Sends one message.
     pub async fn send(&mut self, message: &Message) -> Result<(), LinkError> {
-        let bytes = encode(message)?;
+        let body = encode(message)?;
+        let length = u32::try_from(body.len()).expect("a message is shorter than CONTROL_BYTES_MAX");
+        let bytes = [&length.to_le_bytes()[..], &body].concat();
         let written = self.send.write_all(&bytes).await;
         written.map_err(|error| self.place.write_error(error, "sending a message", &self.connection))
     }
@@ -131,10 +133,8 @@ impl ControlReceiver {
         let during = "waiting for a message";
         let mut prefix = [0; CONTROL_PREFIX_BYTES];
         read_exactly(&mut self.receive, &mut prefix, during, &self.place, &self.connection).await?;
-        let mut bytes = prefix.to_vec();
         let length = CodecError::check_length(prefix)?;
-        bytes.extend(read_body(&mut self.receive, length, "a message", &self.place, &self.connection).await?);
-        Ok(decode(&bytes)?)
+        Ok(decode(&read_body(&mut self.receive, length, "a message", &self.place, &self.connection).await?)?)
     }
 }
 

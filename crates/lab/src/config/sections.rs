@@ -1,0 +1,199 @@
+//! The sections of a run file, one struct each. Every key but the model's path is optional; the values used
+//! for absent keys stand in `defaults.rs`, and a saved run writes all of them out.
+
+use super::cuts::Cuts;
+use super::defaults;
+use cutlayer_data::DataSpec;
+use cutlayer_model::DeviceChoice;
+use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// `[model]`: the frozen base and where the adapter starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::model", deny_unknown_fields)]
+pub struct ModelSection {
+    /// Folder as Hugging Face lays it out.
+    pub path: Option<PathBuf>,
+    /// PEFT folder to start from; absent, PEFT's initialisation from the seed.
+    pub adapter: Option<PathBuf>,
+}
+
+/// `[adapter]`: what is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::adapter", deny_unknown_fields)]
+pub struct AdapterSection {
+    /// Inner dimension of the factors.
+    pub rank: u32,
+    /// Numerator of the scale.
+    pub alpha: f32,
+    /// Divide by the root of the rank.
+    pub rslora: bool,
+    /// Probability of dropping an input of the adapter.
+    pub dropout: f32,
+    /// Projections by their Hugging Face names.
+    pub targets: Vec<String>,
+}
+
+/// Whether the model is cut at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Clients and a server, each a process.
+    Split,
+    /// The uncut model in one process, over the same batches in the same order.
+    Central,
+}
+
+/// `[split]`: where the model is cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::split", deny_unknown_fields)]
+pub struct SplitSection {
+    /// Cut or not.
+    pub mode: Mode,
+    /// Blocks on the client: one number for all, or a list with one for each.
+    pub cut: Cuts,
+    /// Blocks at the end that the client keeps, with the final norm, the head and the labels (U-shaped); absent, the
+    /// server has them all (vanilla). 0 keeps norm and head alone.
+    pub tail: Option<u16>,
+    /// Whose adapters the server trains.
+    pub server_adapters: ServerAdapters,
+    /// In what order it serves.
+    pub step_order: StepOrder,
+}
+
+/// What is learned, as a run file says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskName {
+    /// The next token.
+    CausalLm,
+    /// One class for a text.
+    Classify,
+}
+
+/// `[train]`: how much, and of what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::train", deny_unknown_fields)]
+pub struct TrainSection {
+    /// What is learned.
+    pub task: TaskName,
+    /// Classes, in order; absent, those found in the data, sorted.
+    pub labels: Vec<String>,
+    /// Rounds in the run.
+    pub rounds: u32,
+    /// Steps of a client in a round.
+    pub local_steps: u32,
+    /// Sequences in a batch.
+    pub sequences: u32,
+    /// Longest sequence, in tokens.
+    pub tokens_max: u32,
+    /// Padded or packed.
+    pub layout: Layout,
+    /// Rounds between evaluations; 0 evaluates only at both ends.
+    pub evaluate_every: u32,
+}
+
+/// The update rule, as a run file says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// Plain gradient descent.
+    Sgd,
+}
+
+/// `[optimizer]`: the same on both sides of the cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::optimizer", deny_unknown_fields)]
+pub struct OptimizerSection {
+    /// The rule.
+    pub kind: OptimizerName,
+    /// Peak rate.
+    pub learning_rate: f32,
+    /// Its course after warm-up.
+    pub schedule: Schedule,
+    /// Steps over which it rises.
+    pub warmup_steps: u32,
+    /// Largest norm of a side's gradient; absent, no clipping.
+    pub clip_norm: Option<f32>,
+    /// Forget moments when a round starts.
+    pub reset_each_round: bool,
+    /// AdamW alone: decay of the mean of gradients.
+    pub beta1: Option<f32>,
+    /// AdamW alone: decay of the mean of squares.
+    pub beta2: Option<f32>,
+    /// AdamW alone: added to the root.
+    pub eps: Option<f32>,
+    /// AdamW alone: decoupled decay.
+    pub weight_decay: Option<f32>,
+}
+
+/// `[clients]`: how many, and what they have in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::clients", deny_unknown_fields)]
+pub struct ClientsSection {
+    /// Clients in the run.
+    pub count: u32,
+    /// Clients sampled each round; 0 samples all.
+    pub per_round: u32,
+    /// Where they compute.
+    pub device: DeviceChoice,
+}
+
+/// `[server]`: where it listens and how long it waits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::server", deny_unknown_fields)]
+pub struct ServerSection {
+    /// Address; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Where it computes.
+    pub device: DeviceChoice,
+    /// How updates are folded.
+    pub aggregator: String,
+    /// What an update weighs.
+    pub weighting: Weighting,
+    /// Updates that make a round; 0 wants one of every sampled client.
+    pub updates_min: u32,
+    /// How long it waits for all clients to join, in seconds.
+    pub join_deadline_s: u64,
+    /// How long it waits for a round's updates, in seconds.
+    pub round_deadline_s: u64,
+}
+
+/// `[link]`: what crosses the network and how wide that is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "defaults::link", deny_unknown_fields)]
+pub struct LinkSection {
+    /// Encoding of activations.
+    pub activations: Encoding,
+    /// Encoding of gradients.
+    pub gradients: Encoding,
+    /// Bandwidth that windows are sized for.
+    pub bandwidth_mbit: u32,
+    /// Round-trip time that windows are sized for.
+    pub rtt_ms: u32,
+    /// Silence after which a peer counts as lost, in seconds. Keep-alives fill a peer's pauses, so that a slow step is no silence.
+    pub idle_timeout_s: u64,
+    /// How long a peer may compute on one step, in seconds.
+    pub step_timeout_s: u64,
+}
+
+/// `[[client]]`: what one client has of its own. The n-th of these tables is about client n - 1.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientSection {
+    /// What people call it; absent, `client-` and its index.
+    pub name: Option<String>,
+    /// Its cut.
+    pub cut: Option<u16>,
+    /// Its tail.
+    pub tail: Option<u16>,
+    /// Where it computes.
+    pub device: Option<DeviceChoice>,
+    /// Records of its own, in place of a share of `[data]`.
+    pub data: Option<DataSpec>,
+}

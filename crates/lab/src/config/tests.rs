@@ -1,0 +1,109 @@
+use super::*;
+use std::path::PathBuf;
+
+fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, ConfigError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("sea.toml");
+    std::fs::write(&file, text).expect("written");
+    RunConfig::load(&file, &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+}
+
+fn refusal(text: &str, overrides: &[&str]) -> String {
+    load(text, overrides).expect_err("refused").to_string()
+}
+
+const WHOLE: &str = r#"
+seed = 7
+
+[model]
+path = "models/small"
+
+[split]
+cut = [1, 2]
+tail = 1
+
+[train]
+rounds = 3
+
+[data]
+source = { path = "roles.jsonl", text = "turns", key = "role" }
+held_out = { key_fraction = 0.1 }
+partition = "key"
+
+[clients]
+count = 2
+
+[[client]]
+name = "phone"
+device = "cpu"
+
+[[client]]
+cut = 3
+data = { source = { path = "own.csv", prompt = "mr", completion = "ref" } }
+"#;
+
+/// Goal: a short file says enough. Method: the name from the file, the defaults, a client's own values.
+#[test]
+fn a_file_is_filled_up_with_defaults() {
+    let config = load(WHOLE, &[]).expect("a run file");
+    assert_eq!((config.name.as_str(), config.seed, config.train.rounds, config.train.local_steps), ("sea", 7, 3, 20));
+    assert_eq!((config.client_name(0).as_str(), config.client_name(1).as_str()), ("phone", "client-1"));
+    assert_eq!(config.optimizer.beta1, Some(0.9));
+}
+
+/// Goal: a saved run is the same run. Method: write it out, read it in another folder.
+#[test]
+fn a_resolved_file_reads_back_the_same() {
+    let config = load(WHOLE, &["optimizer.clip_norm=1.0"]).expect("a run file");
+    let again = load(&config.to_toml().expect("TOML"), &[]).expect("reads back");
+    assert_eq!(again, config);
+}
+
+/// Goal: paths follow the file, not the person. Method: relative paths of every kind.
+#[test]
+fn paths_are_relative_to_the_file() {
+    let config = load(WHOLE, &[]).expect("a run file");
+    let paths = [config.model.path.clone(), config.data.map(|data| data.source.path), config.client[1].data.clone().map(|data| data.source.path)];
+    for (path, end) in paths.into_iter().zip(["models/small", "roles.jsonl", "own.csv"]) {
+        let path: PathBuf = path.expect("given");
+        assert!(path.is_absolute() && path.ends_with(end), "{}", path.display());
+    }
+}
+
+/// Goal: a typing error names file, line, key and the keys there are. Method: a wrong key, a wrong section, a wrong kind.
+#[test]
+fn a_wrong_key_is_named_with_the_right_ones() {
+    let error = refusal("[train]\nround = 3", &[]);
+    for word in ["sea.toml", "line 2", "`round`", "`rounds`", "`local_steps`"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert!(refusal("[trian]\nrounds = 3", &[]).contains("`trian`"));
+    assert!(refusal("[split]\ncut = 'two'", &[]).contains("[1, 2, 3]"));
+    let error = refusal("", &["train.round=3"]);
+    assert!(error.contains("--set train.round=3") && error.contains("`rounds`"), "{error}");
+}
+
+/// Goal: what cannot be carried out is refused before anything starts. Method: one value wrong at a time.
+#[test]
+fn values_are_checked() {
+    for (change, word) in [
+        ("clients.count=0", "clients.count"),
+        ("split.cut=[1]", "split.cut"),
+        ("clients.per_round=9", "clients.per_round"),
+        ("server.updates_min=4", "server.updates_min"),
+        ("server.aggregator=median", "fedavg"),
+        ("optimizer.learning_rate=nan", "learning_rate"),
+        ("name=../up", "name"),
+        ("adapter.rank=0", "rank"),
+        ("train.tokens_max=1", "tokens_max"),
+    ] {
+        assert!(refusal("", &[change]).contains(word), "{change}: {}", refusal("", &[change]));
+    }
+}
+
+/// Goal: nothing written is silently ignored. Method: AdamW's keys beside SGD.
+#[test]
+fn keys_of_the_other_optimizer_are_refused() {
+    assert!(refusal("[optimizer]\nkind = 'sgd'\nweight_decay = 0.1", &[]).contains("optimizer.weight_decay"));
+    assert!(load("[optimizer]\nkind = 'sgd'", &[]).is_ok());
+}

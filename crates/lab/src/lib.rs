@@ -1,0 +1,23 @@
+//! Experiments: run files, the launcher that carries one out on this machine, and the records it leaves.
+//!
+//! Turns a [`RunConfig`] into what `node` takes and keeps what `node` tells. Trains nothing itself, and opens no socket.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod error;
+mod folder;
+mod manifest;
+mod run;
+mod settings;
+mod shares;
+
+pub use config::{
+    AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
+    OptimizerName, OptimizerSection, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,
+};
+pub use error::LabError;
+pub use folder::{ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRICS_FILE, RESOLVED_FILE, RunFolder, SUMMARY_FILE};
+pub use manifest::{DataFile, GitState, Machine, Manifest};
+pub use run::{ClientRow, RoundRow, RunOptions, Show, Summary, describe, run, tables};
+pub use shares::{client_data, data_of_client, held_out, resolve_labels};

@@ -1,0 +1,39 @@
+//! The uncut run: same file, same batches, same order, one thread of this process.
+
+use super::Record;
+use super::child::{LINES_MAX, Who};
+use crate::config::RunConfig;
+use crate::error::LabError;
+use crate::folder::RunFolder;
+use cutlayer_node::{ClientData, Event, EventSink, Stop, central};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// What the one process is called.
+const NAME: &str = "central";
+
+/// Trains the uncut model and keeps what it tells.
+pub(super) async fn run(
+    config: &RunConfig,
+    data: Vec<ClientData>,
+    folder: &RunFolder,
+    record: &mut Record,
+    stop: &Stop,
+) -> Result<(), LabError> {
+    let samples = data.iter().map(|client| client.train.len() as u64).sum();
+    let job = config.central_config(data, folder.adapter())?;
+    let (tell, mut heard) = mpsc::channel::<Event>(LINES_MAX);
+    // The training thread waits for its listener rather than losing an event.
+    let events: EventSink = Arc::new(move |event| {
+        let _ = tell.blocking_send(event);
+    });
+    let stop = stop.clone();
+    let training = tokio::task::spawn_blocking(move || central(job, &events, &stop));
+    let joined = Event::Joined { client: 0, name: NAME.into(), peer_id: String::new(), cut: 0, tail: None, samples };
+    record.tally.add(Who::Server, &joined);
+    while let Some(event) = heard.recv().await {
+        record.event(Who::Server, NAME, &event)?;
+    }
+    training.await.map_err(|error| LabError::Panicked(error.to_string()))??;
+    Ok(())
+}

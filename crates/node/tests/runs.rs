@@ -1,0 +1,378 @@
+//! Goal: a run over real sockets is the run that the mathematics says, and survives what goes wrong.
+//! Method: a server and clients in one process over loopback QUIC, on a model drawn from a seed.
+#![allow(clippy::unwrap_used)]
+
+use cutlayer_data::{Record, train_tokenizer};
+use cutlayer_model::{DeviceChoice, ExportDtype, PeftFolder, Pretrainer, write_model};
+use cutlayer_node::{
+    CentralConfig, CentralReport, ClientData, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport, Stop, central, join,
+    no_events, serve,
+};
+use cutlayer_transport::{AllowList, Identity, LinkConfig, connect};
+use cutlayer_wire::{
+    AdapterState, BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Plan, Schedule, ServerAdapters, StepOrder,
+    Task, Weighting,
+};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+const ROUNDS: u32 = 2;
+const BLOCKS: u16 = 3;
+
+/// A model folder with a tokenizer, and a run's folder.
+struct Ground {
+    model: TempDir,
+    run: TempDir,
+}
+
+fn texts(client: usize) -> Vec<Record> {
+    (0..12).map(|i| Record::text(format!("client {client} counts {i} and then {} sheep by the river", i * 3 + client))).collect()
+}
+
+fn ground() -> Ground {
+    let (model, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let all: Vec<String> = (0..40).map(|i| format!("client {} counts {i} and then sheep by the river {i}", i % 3)).collect();
+    train_tokenizer(all.iter().map(String::as_str), 300, model.path()).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true
+    });
+    let weights = Pretrainer::new(&config, 3, &DeviceChoice::Cpu.open().unwrap()).unwrap().weights();
+    let scaled = weights.into_iter().map(|(name, mut tensor)| {
+        tensor.values.iter_mut().for_each(|value| *value *= if tensor.shape.len() == 2 { 5.0 } else { 1.0 });
+        (name, tensor)
+    });
+    write_model(model.path(), &config, scaled, ExportDtype::F32).unwrap();
+    Ground { model, run }
+}
+
+fn plan() -> Plan {
+    Plan {
+        task: Task::CausalLm,
+        adapter: LoraSpec { rank: 4, alpha: 8.0, rslora: false, dropout: 0.0, targets: vec!["q_proj".into(), "v_proj".into()] },
+        optimizer: OptimizerSpec {
+            kind: OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            learning_rate: 0.02,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            clip_norm: None,
+            reset_each_round: false,
+        },
+        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded },
+        rounds: ROUNDS,
+        local_steps: 3,
+        seed: 9,
+        server_adapters: ServerAdapters::PerClient,
+        step_order: StepOrder::Arrival,
+        weighting: Weighting::Tokens,
+        evaluate_every: 1,
+    }
+}
+
+fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
+    ServeConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        model: ground.model.path().into(),
+        device: DeviceChoice::Cpu,
+        plan: plan.clone(),
+        aggregator: "fedavg".into(),
+        starting_adapter: None,
+        clients_expected: clients,
+        clients_per_round: 0,
+        updates_min: clients,
+        join_deadline: Duration::from_secs(20),
+        round_deadline: Duration::from_secs(20),
+        activations: Encoding::F32,
+        gradients: Encoding::F32,
+        first_block: 0,
+        head: true,
+        link: LinkConfig::default(),
+        out: ground.run.path().join("adapter"),
+    }
+}
+
+/// A server under way.
+struct Running {
+    addr: SocketAddr,
+    server: PeerId,
+    clients: Vec<Identity>,
+    allow: Arc<AllowList>,
+    events: Arc<Mutex<Vec<Event>>>,
+    stop: Stop,
+    ended: tokio::task::JoinHandle<Result<ServeReport, NodeError>>,
+}
+
+async fn start(ground: &Ground, config: ServeConfig, clients: usize) -> Running {
+    let identity = Identity::generate().unwrap();
+    let allow = Arc::new(AllowList::open(&ground.run.path().join("keys")).unwrap());
+    let clients: Vec<Identity> = (0..clients).map(|_| Identity::generate().unwrap()).collect();
+    for (index, client) in clients.iter().enumerate() {
+        allow.allow(&format!("client-{index}"), client.peer_id()).unwrap();
+    }
+    let events = Arc::new(Mutex::new(vec![]));
+    let (listening, addr) = oneshot::channel();
+    let listening = Mutex::new(Some(listening));
+    let kept = events.clone();
+    let sink: EventSink = Arc::new(move |event| {
+        if let (Event::Listening { addr, .. }, Some(listening)) = (&event, listening.lock().unwrap().take()) {
+            listening.send(addr.parse::<SocketAddr>().unwrap()).unwrap();
+        }
+        kept.lock().unwrap().push(event);
+    });
+    let stop = Stop::new();
+    let (server, stopping, list) = (identity.peer_id(), stop.clone(), allow.clone());
+    let ended = tokio::spawn(async move { serve(config, &identity, list, sink, stopping).await });
+    let addr = tokio::time::timeout(Duration::from_secs(20), addr).await.unwrap().unwrap();
+    Running { addr, server, clients, allow, events, stop, ended }
+}
+
+impl Running {
+    fn join_config(&self, ground: &Ground, cut: u16, tail: Option<u16>, name: &str) -> JoinConfig {
+        JoinConfig {
+            server: self.addr,
+            server_id: self.server,
+            token: None,
+            model: ground.model.path().into(),
+            device: DeviceChoice::Cpu,
+            cut: CutPoint(cut),
+            tail,
+            name: name.into(),
+            link: LinkConfig::default(),
+            out: None,
+        }
+    }
+}
+
+/// Runs `plan` with one client at each of `cuts`; returns the adapter, the server's report and what happened.
+async fn run(plan: &Plan, cuts: &[(u16, Option<u16>)]) -> (AdapterState, ServeReport, Vec<Event>, Vec<JoinReport>) {
+    let ground = ground();
+    let running = start(&ground, serve_config(&ground, plan, cuts.len() as u32), cuts.len()).await;
+    let joins = cuts.iter().enumerate().map(|(index, &(cut, tail))| {
+        let config = running.join_config(&ground, cut, tail, &format!("client-{index}"));
+        let data = ClientData { train: texts(index), eval: texts(index + 10) };
+        join(config, &running.clients[index], data, no_events(), Stop::new())
+    });
+    let mut reports = vec![];
+    for report in futures_all(joins).await {
+        reports.push(report.unwrap());
+    }
+    let report = running.ended.await.unwrap().unwrap();
+    let (_, state) = PeftFolder::read(&ground.run.path().join("adapter")).unwrap();
+    let events = running.events.lock().unwrap().clone();
+    (state, report, events, reports)
+}
+
+/// Polls all at once; the futures borrow, so that they cannot be spawned.
+async fn futures_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<std::pin::Pin<Box<F>>> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    std::future::poll_fn(move |context| {
+        for (future, slot) in waiting.iter_mut().zip(&mut done) {
+            if slot.is_none()
+                && let std::task::Poll::Ready(output) = future.as_mut().poll(context)
+            {
+                *slot = Some(output);
+            }
+        }
+        if done.iter().all(Option::is_some) {
+            return std::task::Poll::Ready(done.iter_mut().map(|slot| slot.take().unwrap()).collect());
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+fn uncut(plan: &Plan, clients: usize) -> (AdapterState, CentralReport) {
+    let ground = ground();
+    let out = ground.run.path().join("adapter");
+    let config = CentralConfig {
+        model: ground.model.path().into(),
+        device: DeviceChoice::Cpu,
+        plan: plan.clone(),
+        starting_adapter: None,
+        clients: (0..clients).map(|index| ClientData { train: texts(index), eval: texts(index + 10) }).collect(),
+        out: out.clone(),
+    };
+    let report = central(config, &no_events(), &Stop::new()).unwrap();
+    (PeftFolder::read(&out).unwrap().1, report)
+}
+
+fn assert_same(found: &AdapterState, expected: &AdapterState, tolerance: f32, what: &str) {
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (key, tensor) in found {
+        let scale = expected[key].values.iter().fold(1e-12f32, |scale, v| scale.max(v.abs()));
+        let worst = tensor.values.iter().zip(&expected[key].values).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
+        assert!(worst <= tolerance * scale, "{what}: {key} is off by {:e} of its scale", worst / scale);
+    }
+}
+
+/// One client, any cut, any shape: the adapter is that of the uncut model.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_over_the_network_is_the_uncut_model() {
+    let (expected, central) = uncut(&plan(), 1);
+    for (cut, tail) in [(0, None), (2, None), (BLOCKS, None), (1, Some(1)), (1, Some(0)), (0, Some(BLOCKS))] {
+        let (state, report, _, clients) = run(&plan(), &[(cut, tail)]).await;
+        assert_same(&state, &expected, 2e-3, &format!("cut {cut}, tail {tail:?}"));
+        assert_eq!((report.rounds, clients[0].steps, clients[0].accepted), (ROUNDS, 6, ROUNDS));
+        for ((round, sums), (_, uncut)) in report.evaluations.iter().zip(&central.evaluations) {
+            assert_eq!(sums.scored, uncut.scored);
+            assert!((sums.loss_sum - uncut.loss_sum).abs() < 1e-3 * uncut.loss_sum, "cut {cut}, tail {tail:?}, round {round}");
+        }
+        assert!(report.evaluations[2].1.loss_sum < report.evaluations[0].1.loss_sum, "it learns");
+    }
+}
+
+/// With dropout the masks agree at every cut too.
+#[tokio::test(flavor = "multi_thread")]
+async fn dropout_does_not_depend_on_the_cut() {
+    let mut plan = plan();
+    plan.adapter.dropout = 0.2;
+    let (expected, _) = uncut(&plan, 1);
+    let (state, ..) = run(&plan, &[(1, Some(1))]).await;
+    assert_same(&state, &expected, 2e-3, "with dropout");
+}
+
+/// Three clients with a step each by SGD, weighted by tokens, are one step on all their data, whatever the mix of cuts.
+#[tokio::test(flavor = "multi_thread")]
+async fn mixed_cuts_average_to_the_joined_step() {
+    let mut plan = plan();
+    plan.optimizer.kind = OptimizerKind::Sgd;
+    plan.optimizer.learning_rate = 0.3;
+    plan.local_steps = 1;
+    let (expected, _) = uncut(&plan, 3);
+    let (state, ..) = run(&plan, &[(0, None), (2, None), (1, Some(1))]).await;
+    assert_same(&state, &expected, 1e-4, "mixed cuts");
+}
+
+/// Two runs of one seed leave the same bytes, with an adapter for each client and, in lockstep, with a shared one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_seed_gives_the_same_bytes() {
+    let mut plan = plan();
+    plan.weighting = Weighting::Samples;
+    let cuts = [(1, None), (2, None), (1, Some(1))];
+    assert_eq!(run(&plan, &cuts).await.0, run(&plan, &cuts).await.0);
+    plan.server_adapters = ServerAdapters::Shared;
+    plan.step_order = StepOrder::Lockstep;
+    assert_eq!(run(&plan, &cuts).await.0, run(&plan, &cuts).await.0);
+}
+
+/// bf16 halves the bytes and learns all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn bf16_halves_the_bytes() {
+    let ground = ground();
+    let config = ServeConfig { activations: Encoding::Bf16, gradients: Encoding::Bf16, ..serve_config(&ground, &plan(), 1) };
+    let running = start(&ground, config, 1).await;
+    let data = ClientData { train: texts(0), eval: texts(10) };
+    join(running.join_config(&ground, 1, None, "a"), &running.clients[0], data, no_events(), Stop::new()).await.unwrap();
+    let report = running.ended.await.unwrap().unwrap();
+    assert!(report.evaluations[2].1.loss_sum < report.evaluations[0].1.loss_sum);
+    for event in running.events.lock().unwrap().iter() {
+        if let Event::Step { tokens, bytes_up, bytes_down, .. } = event {
+            assert_eq!((*bytes_up, *bytes_down), (u64::from(*tokens) * 64, u64::from(*tokens) * 64));
+        }
+    }
+}
+
+/// A client that is stopped in the middle of a round is not waited for longer than the round's rules say; the run goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_dies_mid_run_leaves_the_rest_unharmed() {
+    let ground = ground();
+    let plan = Plan { rounds: 6, ..plan() };
+    let config = ServeConfig { updates_min: 1, ..serve_config(&ground, &plan, 2) };
+    let running = start(&ground, config, 2).await;
+    let stop = Stop::new();
+    let steps = Mutex::new(0);
+    let stopping = stop.clone();
+    let dies: EventSink = Arc::new(move |event| {
+        if matches!(event, Event::Step { round: 2, .. }) {
+            *steps.lock().unwrap() += 1;
+            stopping.trigger();
+        }
+    });
+    let data = |index| ClientData { train: texts(index), eval: vec![] };
+    let (stays, died) = tokio::join!(
+        join(running.join_config(&ground, 1, None, "stays"), &running.clients[0], data(0), no_events(), Stop::new()),
+        join(running.join_config(&ground, 2, None, "dies"), &running.clients[1], data(1), dies, stop),
+    );
+    assert!(died.unwrap_err().to_string().contains("stopped"));
+    assert_eq!(stays.unwrap().accepted, 6);
+    assert_eq!(running.ended.await.unwrap().unwrap().rounds, 6);
+    let events = running.events.lock().unwrap();
+    assert!(events.iter().any(|event| matches!(event, Event::Left { name, .. } if name == "dies")), "{events:?}");
+}
+
+/// Another base model, a cut that does not exist, a key that was thrown out, a second client with one key: each is told why.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_fit_are_told_why() {
+    let ground = ground();
+    let running = start(&ground, ServeConfig { first_block: 1, ..serve_config(&ground, &plan(), 2) }, 2).await;
+    let refusal = async |config: JoinConfig, who: usize| {
+        let data = ClientData { train: texts(0), eval: vec![] };
+        join(config, &running.clients[who], data, no_events(), Stop::new()).await.unwrap_err().to_string()
+    };
+    let told = refusal(running.join_config(&ground, 0, None, "low"), 0).await;
+    assert!(told.contains("first that this server holds"), "{told}");
+    let told = refusal(running.join_config(&ground, 3, Some(1), "wide"), 0).await;
+    assert!(told.contains("3 blocks"), "{told}");
+    let other = self::ground();
+    let mut config = running.join_config(&other, 1, None, "other model");
+    std::fs::write(other.model.path().join("config.json"), std::fs::read_to_string(other.model.path().join("config.json")).unwrap().replace("10000.0", "20000.0")).unwrap();
+    config.model = other.model.path().into();
+    let told = refusal(config, 0).await;
+    assert!(told.contains("base model"), "{told}");
+    running.allow.revoke("client-1").unwrap();
+    let told = refusal(running.join_config(&ground, 1, None, "revoked"), 1).await;
+    assert!(told.contains("revoked"), "{told}");
+    running.stop.trigger();
+    let report = running.ended.await.unwrap().unwrap();
+    assert!(report.reason.contains("stopped"), "{report:?}");
+}
+
+/// A peer that is in, and sends what no client sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_frame_ends_its_own_session_alone() {
+    let ground = ground();
+    let config = ServeConfig { updates_min: 1, ..serve_config(&ground, &plan(), 2) };
+    let running = start(&ground, config, 2).await;
+    let link = connect(running.addr, &running.clients[1], running.server, None, &LinkConfig::default()).await.unwrap();
+    // Bytes that are no message, as the first word.
+    let mut control = link.open_control().await.unwrap();
+    control.send(&cutlayer_wire::Message::Goodbye { reason: "hello?".into() }).await.unwrap();
+    let told = control.recv().await.unwrap_err().to_string();
+    assert!(told.contains("closed the connection"), "{told}");
+    running.stop.trigger();
+    running.ended.await.unwrap().unwrap();
+    let refused = |event: &Event| matches!(event, Event::Refused { reason, .. } if reason.contains("Goodbye"));
+    assert!(running.events.lock().unwrap().iter().any(refused));
+}
+
+fn exists(path: &Path) -> bool {
+    path.join("adapter_model.safetensors").exists()
+}
+
+/// Stopped before its end, a run leaves the adapter of its last committed round.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_run_keeps_what_it_has() {
+    let ground = ground();
+    let plan = Plan { rounds: 1000, ..plan() };
+    let running = start(&ground, serve_config(&ground, &plan, 1), 1).await;
+    let (stop, events) = (running.stop.clone(), running.events.clone());
+    let stopper = tokio::spawn(async move {
+        while !events.lock().unwrap().iter().any(|event| matches!(event, Event::Committed { round: 2, .. })) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.trigger();
+    });
+    let data = ClientData { train: texts(0), eval: vec![] };
+    let report = join(running.join_config(&ground, 1, None, "a"), &running.clients[0], data, no_events(), Stop::new()).await.unwrap();
+    stopper.await.unwrap();
+    assert!(report.reason.contains("stopped"), "{report:?}");
+    let report = running.ended.await.unwrap().unwrap();
+    assert!(report.rounds >= 2 && report.rounds < 1000);
+    assert!(exists(&ground.run.path().join("adapter")));
+}

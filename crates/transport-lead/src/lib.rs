@@ -1,0 +1,24 @@
+//! Identities, enrolment and the QUIC link: the only crate that names quinn.
+//!
+//! Every node has an ed25519 key; TLS 1.3 with certificates on both sides, always. A client pins the server's key, the server
+//! lets in the keys on its [`AllowList`], and both before any application byte. This crate moves frames and messages of
+//! `cutlayer_wire` whole or not at all; it must never interpret a tensor.
+
+#![forbid(unsafe_code)]
+
+mod allow_list;
+mod config;
+mod error;
+mod identity;
+mod link;
+mod server;
+mod stream;
+mod tls;
+
+pub use allow_list::{AllowList, AllowListError, Entry, TOKEN_LIFE};
+pub use config::LinkConfig;
+pub use error::LinkError;
+pub use identity::{Identity, IdentityError};
+pub use link::{Link, LinkStats, connect};
+pub use server::Server;
+pub use stream::{Control, ControlReceiver, ControlSender, StepStream};
