@@ -169,14 +169,17 @@ impl Client {
             match self.session.handle(&message)? {
                 SessionEvent::Train { round, from } => {
                     self.adopt(from).await?;
-                    self.train(round).await?;
+                    let trained = self.train(round).await;
+                    unless_left_behind(round, trained)?;
                 }
                 SessionEvent::Evaluate { round } => {
                     self.adopt(round).await?;
-                    let sums = self.evaluate(round).await?;
-                    let scores = Message::Evaluated { round, sums };
-                    self.session.sent(&scores)?;
-                    self.control.send(&scores).await?;
+                    let scored = self.evaluate(round).await;
+                    if let Some(sums) = unless_left_behind(round, scored)? {
+                        let scores = Message::Evaluated { round, sums };
+                        self.session.sent(&scores)?;
+                        self.control.send(&scores).await?;
+                    }
                 }
                 SessionEvent::Settled { round, accepted } => {
                     let Message::Settled { reason, .. } = message else { unreachable!("Settled is made of Settled") };
@@ -331,6 +334,19 @@ fn backward(side: &mut ClientSide, doing: &Doing, answer: &Frame) -> Result<(), 
     }
     side.update(doing);
     Ok(())
+}
+
+/// A step that the server would not take is not the end: the round may have gone on without us, and the next message says
+/// what is next. If the step failed for another reason, the server closes with it.
+fn unless_left_behind<T>(round: RoundId, outcome: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(NodeError::StepFailed { step, reason }) => {
+            tracing::warn!("round {round} is given up at {step}: {reason}");
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
 }
 
 /// A step that failed on the server fails here, in the server's words.

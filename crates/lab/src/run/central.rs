@@ -27,12 +27,22 @@ pub(super) async fn run(
     let events: EventSink = Arc::new(move |event| {
         let _ = tell.blocking_send(event);
     });
-    let stop = stop.clone();
-    let training = tokio::task::spawn_blocking(move || central(job, &events, &stop));
+    let asked = stop.clone();
+    let training = tokio::task::spawn_blocking(move || central(job, &events, &asked));
     let joined = Event::Joined { client: 0, name: NAME.into(), peer_id: String::new(), cut: 0, tail: None, samples };
     record.tally.add(Who::Server, &joined);
-    while let Some(event) = heard.recv().await {
-        record.event(Who::Server, NAME, &event)?;
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            event = heard.recv() => match event {
+                Some(event) => record.event(Who::Server, NAME, &event)?,
+                None => break,
+            },
+            () = stop.triggered(), if !stopping => {
+                stopping = true;
+                record.progress.note("stopping after this round; once more to kill");
+            }
+        }
     }
     training.await.map_err(|error| LabError::Panicked(error.to_string()))??;
     Ok(())
