@@ -11,6 +11,9 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SEED: u64 = 20_261_121;
 const VOCAB: usize = 1024;
 const TOKENS_MAX: usize = 128;

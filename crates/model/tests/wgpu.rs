@@ -50,7 +50,8 @@ fn step(folder: &Path, name: &str, targets: &[&str], packed: bool, device: &Devi
     let gradient = gradient.unwrap();
     client.backward(StepId(1), gradient.clone()).unwrap();
     let gradients = [&client, &server].into_iter().flat_map(|s| s.gradients().clone()).map(|(key, g)| (key, values(g))).collect();
-    let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    // The first step of AdamW moves by a gradient's sign, even one of almost nothing; a large ε keeps that out of the comparison.
+    let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-2, weight_decay: 0.01 };
     let optimizer =
         OptimizerSpec { kind, learning_rate: 0.01, schedule: Schedule::Constant, warmup_steps: 0, clip_norm: Some(1.0), reset_each_round: true };
     server.update(&optimizer, 0.01);
@@ -89,8 +90,7 @@ fn wgpu_agrees_with_the_cpu() {
             assert_close(found, expected, TOLERANCE, &format!("{name}: {key}"));
         }
         for (key, expected) in &cpu.updated {
-            // The first AdamW step moves by the sign of each gradient: only a gradient of almost nothing may differ.
-            assert_close(&gpu.updated[key].values, &expected.values, 0.05, &format!("{name}: updated {key}"));
+            assert_close(&gpu.updated[key].values, &expected.values, TOLERANCE, &format!("{name}: updated {key}"));
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::cuts::Cuts;
 use super::sections::{
-    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection,
-    ServerSection, SplitSection, TaskName, TrainSection,
+    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection, SplitSection,
+    TaskName, TrainSection,
 };
 use cutlayer_model::DeviceChoice;
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
@@ -91,7 +91,7 @@ pub(super) fn link() -> LinkSection {
         gradients: Encoding::F32,
         bandwidth_mbit: 1000,
         rtt_ms: 20,
-        idle_timeout_s: 30,
+        idle_timeout_s: 120,
         step_timeout_s: 600,
     }
 }

@@ -14,8 +14,8 @@ pub use cuts::Cuts;
 pub use error::ConfigError;
 pub use paths::{DATA_VARIABLE, data_folder};
 pub use sections::{
-    AdapterSection, ClientSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection,
-    ServerSection, SplitSection, TaskName, TrainSection,
+    AdapterSection, ClientSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection,
+    SplitSection, TaskName, TrainSection,
 };
 
 use cutlayer_data::DataSpec;
@@ -128,7 +128,12 @@ impl RunConfig {
         }
         let sampled = if self.clients.per_round == 0 { count } else { self.clients.per_round };
         require(sampled <= count, "clients.per_round", sampled, "give at most clients.count, or 0 for all")?;
-        require(self.server.updates_min <= sampled, "server.updates_min", self.server.updates_min, "give at most the clients of a round, or 0 for all")?;
+        require(
+            self.server.updates_min <= sampled,
+            "server.updates_min",
+            self.server.updates_min,
+            "give at most the clients of a round, or 0 for all",
+        )?;
         require(self.server.round_deadline_s > 0, "server.round_deadline_s", 0, "give the longest wait for a round in seconds")?;
         require(self.server.join_deadline_s > 0, "server.join_deadline_s", 0, "give the longest wait for clients in seconds")?;
         require(self.link.idle_timeout_s > 0, "link.idle_timeout_s", 0, "give the longest silence of a living peer in seconds")?;
@@ -149,7 +154,12 @@ impl RunConfig {
         require(own.clone().all(|data| data.partition.is_none()), "client.data.partition", "given", remedy)?;
         let mut names = std::collections::BTreeSet::new();
         let twice = (0..self.clients.count).map(|index| self.client_name(index)).find(|name| !names.insert(name.clone()));
-        require(twice.is_none(), "client.name", format_args!("`{}` twice", twice.clone().unwrap_or_default()), "give every client a name of its own")
+        require(
+            twice.is_none(),
+            "client.name",
+            format_args!("`{}` twice", twice.clone().unwrap_or_default()),
+            "give every client a name of its own",
+        )
     }
 }
 

@@ -40,7 +40,8 @@ fn descend(node: &mut Value, name: &str, steps: &[&str], value: Value) -> Result
             let [step, rest @ ..] = steps else { return Err("it names no key".into()) };
             let length = items.len();
             let item = step.parse().ok().and_then(|index: usize| items.get_mut(index));
-            let item = item.ok_or_else(|| format!("`{name}` has {length} entries; `{step}` is not the index of one (they count from 0)"))?;
+            let item =
+                item.ok_or_else(|| format!("`{name}` has {length} entries; `{step}` is not the index of one (they count from 0)"))?;
             if rest.is_empty() {
                 *item = value;
                 return Ok(());
@@ -74,7 +75,9 @@ mod tests {
     /// Goal: a slip says what is wrong with it. Method: no sign, no key, past the end, into a number.
     #[test]
     fn slips_are_explained() {
-        for (change, word) in [("train.rounds", "no `=`"), ("=3", "not a key"), ("client.4.cut=1", "2 entries"), ("seed.x=1", "single value")] {
+        for (change, word) in
+            [("train.rounds", "no `=`"), ("=3", "not a key"), ("client.4.cut=1", "2 entries"), ("seed.x=1", "single value")]
+        {
             let mut table: Table = toml::from_str("seed = 1\n[[client]]\n[[client]]").expect("TOML");
             let error = apply(&mut table, change).expect_err(change).to_string();
             assert!(error.contains(word) && error.contains(change), "{error}");

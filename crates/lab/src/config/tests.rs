@@ -63,7 +63,8 @@ fn a_resolved_file_reads_back_the_same() {
 #[test]
 fn paths_are_relative_to_the_file() {
     let config = load(WHOLE, &[]).expect("a run file");
-    let paths = [config.model.path.clone(), config.data.map(|data| data.source.path), config.client[1].data.clone().map(|data| data.source.path)];
+    let paths =
+        [config.model.path.clone(), config.data.map(|data| data.source.path), config.client[1].data.clone().map(|data| data.source.path)];
     for (path, end) in paths.into_iter().zip(["models/small", "roles.jsonl", "own.csv"]) {
         let path: PathBuf = path.expect("given");
         assert!(path.is_absolute() && path.ends_with(end), "{}", path.display());

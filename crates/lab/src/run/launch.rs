@@ -34,7 +34,8 @@ pub(super) async fn run(
 ) -> Result<(), LabError> {
     let server_id = make_keys(config, folder)?;
     let (said, heard) = mpsc::channel(LINES_MAX);
-    let mut launch = Launch { config, options, folder, record, said, heard, server: None, clients: BTreeMap::new(), state: State::default() };
+    let mut launch =
+        Launch { config, options, folder, record, said, heard, server: None, clients: BTreeMap::new(), state: State::default() };
     let ended = tokio::select! {
         ended = launch.all(server_id) => Some(ended),
         () = stop.triggered() => None,

@@ -94,6 +94,7 @@ impl Progress {
             Event::RoundStarted { round, clients } => return self.start_round(*round, clients),
             // The table at the end says it.
             Event::Finished { .. } => return,
+            Event::Left { .. } if tally.rounds_done() == self.rounds => return,
             _ => {}
         }
         if let Some(line) = describe(event, |client| name_of(client, tally)) {
@@ -137,7 +138,8 @@ impl Progress {
     fn total_message(&self, tally: &Tally) -> String {
         let elapsed = self.round.started.elapsed().as_secs_f64().max(1e-3);
         let speed = self.round.tokens as f64 / elapsed;
-        let loss = tally.round_row(self.round.number).and_then(|row| row.train_loss).map_or(String::new(), |loss| format!("loss {loss:.4}  "));
+        let loss =
+            tally.round_row(self.round.number).and_then(|row| row.train_loss).map_or(String::new(), |loss| format!("loss {loss:.4}  "));
         format!("{loss}{speed:.0} tokens/s{}", self.waiting_for(tally))
     }
 
@@ -147,7 +149,8 @@ impl Progress {
         if !self.round.steps.values().any(is_done) {
             return String::new();
         }
-        let late: Vec<String> = self.round.steps.iter().filter(|(_, steps)| !is_done(steps)).map(|(client, _)| name_of(*client, tally)).collect();
+        let late: Vec<String> =
+            self.round.steps.iter().filter(|(_, steps)| !is_done(steps)).map(|(client, _)| name_of(*client, tally)).collect();
         if late.is_empty() { String::new() } else { format!("  waiting for {}", late.join(", ")) }
     }
 }

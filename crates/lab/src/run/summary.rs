@@ -155,10 +155,20 @@ impl Tally {
                 row.accuracy = Some(*accuracy);
                 row.scored = *scored;
             }
-            Event::Finished { rounds, reason } if who == Who::Server => {
-                (self.rounds_done, self.reason) = (*rounds, Some(reason.clone()));
-            }
-            Event::Listening { .. } | Event::RoundStarted { .. } | Event::Updated { .. } | Event::Evaluated { .. } | Event::Finished { .. } => {}
+            Event::Finished { rounds, reason } if who == Who::Server => self.finish(*rounds, reason),
+            Event::Listening { .. }
+            | Event::RoundStarted { .. }
+            | Event::Updated { .. }
+            | Event::Evaluated { .. }
+            | Event::Finished { .. } => {}
+        }
+    }
+
+    /// Clients leave when the run ends, in the words of its end: those did not leave early.
+    fn finish(&mut self, rounds: u32, reason: &str) {
+        (self.rounds_done, self.reason) = (rounds, Some(reason.to_owned()));
+        for row in self.clients.values_mut() {
+            row.left = row.left.take().filter(|why| !why.contains(reason));
         }
     }
 
@@ -196,6 +206,11 @@ impl Tally {
     /// One round as it stands.
     pub fn round_row(&self, round: u32) -> Option<RoundRow> {
         self.rounds.get(&round).map(|row| RoundRow { train_loss: row.train.value(), ..row.clone() })
+    }
+
+    /// Rounds committed so far.
+    pub fn rounds_done(&self) -> u32 {
+        self.rounds_done
     }
 
     /// Steps taken by all clients.
@@ -256,6 +271,18 @@ mod tests {
         assert_eq!(summary.clients.iter().map(|row| row.tokens).collect::<Vec<_>>(), [10, 10]);
         assert_eq!((summary.clients[0].compute_s, summary.clients[0].server_compute_s), (0.25, 0.25));
         assert_eq!(summary.rounds[0].train_loss, Some((2.0 * 30.0 + 4.0 * 10.0) / 40.0));
+    }
+
+    /// Goal: leaving when all is done is not leaving early. Method: one client of each kind.
+    #[test]
+    fn the_end_is_no_early_leave() {
+        let mut tally = Tally::default();
+        for (client, reason) in [(0, "closed: all 3 rounds are done"), (1, "lost")] {
+            tally.add(Who::Server, &joined(client, None));
+            tally.add(Who::Server, &Event::Left { client, name: "c".into(), reason: reason.into() });
+        }
+        tally.add(Who::Server, &Event::Finished { rounds: 3, reason: "all 3 rounds are done".into() });
+        assert_eq!(tally.summary().clients.iter().map(|row| row.left.is_some()).collect::<Vec<_>>(), [false, true]);
     }
 
     /// Goal: what went wrong is in the summary. Method: a refusal, a late client and one that left.

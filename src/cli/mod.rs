@@ -1,0 +1,136 @@
+//! The commands, one file each.
+
+mod completions;
+mod config_args;
+mod console;
+mod data_args;
+mod doctor;
+mod eval;
+mod exit;
+mod join;
+mod keys;
+mod merge;
+mod network;
+mod output;
+mod pull;
+mod run;
+mod serve;
+
+use clap::{Args, Parser, Subcommand};
+use exit::Exit;
+use output::{Format, Output};
+use std::process::ExitCode;
+
+/// Split federated fine-tuning of transformers over QUIC.
+///
+/// Clients run the first layers of a model with LoRA adapters on their own devices and stream the activations at the cut
+/// layer to an edge server, which runs the rest, sends the gradient back, and folds the clients' adapters into one.
+#[derive(Debug, Parser)]
+#[command(name = "cutlayer", version, propagate_version = true, after_long_help = exit::TABLE)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Debug)]
+struct GlobalArgs {
+    /// What standard output gets: text for people, or exactly one JSON object (people's text then goes to standard error)
+    #[arg(long, value_enum, default_value_t = Format::Human, global = true)]
+    format: Format,
+    /// Say more on standard error; twice for everything
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole experiment on this machine: a server process and a process for each client
+    Run(run::RunArgs),
+    /// Be the server of a run
+    Serve(Box<serve::ServeArgs>),
+    /// Join a run as a client
+    Join(Box<join::JoinArgs>),
+    /// Score a model, with or without an adapter, on held-out records
+    Eval(Box<eval::EvalArgs>),
+    /// Fold an adapter into a model folder
+    Merge(merge::MergeArgs),
+    /// Fetch a model from the Hugging Face Hub
+    Pull(pull::PullArgs),
+    /// Make identities and decide who may join
+    Keys(keys::KeysArgs),
+    /// Look for what would keep a run from working, and say how to mend it
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// What each exit code means
+    #[command(after_help = exit::TABLE)]
+    ExitCodes,
+}
+
+/// Parses, runs, reports, and says how it ended.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.format, cli.global.quiet);
+    start_log(cli.global.verbose, cli.global.quiet);
+    let exit = match dispatch(cli.command, &output) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = exit::of(&error);
+            output.error(&error, exit);
+            exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn dispatch(command: Command, output: &Output) -> anyhow::Result<Exit> {
+    match command {
+        Command::Run(args) => run::run(args, output),
+        Command::Serve(args) => serve::run(*args, output),
+        Command::Join(args) => join::run(*args, output),
+        Command::Eval(args) => eval::run(*args, output),
+        Command::Merge(args) => merge::run(args, output),
+        Command::Pull(args) => pull::run(args, output),
+        Command::Keys(args) => keys::run(args, output),
+        Command::Doctor(args) => doctor::run(args, output),
+        Command::Completions(args) => completions::run(&args),
+        Command::ExitCodes => {
+            output.result(&exit::table_json(), exit::TABLE);
+            Ok(Exit::Success)
+        }
+    }
+}
+
+/// Warnings by default; `RUST_LOG` overrides everything.
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "warn,cutlayer=info",
+        (false, 2) => "warn,cutlayer=debug",
+        (false, _) => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(verbose > 0).init();
+}
+
+/// The runtime of the commands that talk to a network.
+fn block_on<T>(job: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+
+    /// Goal: no two arguments clash. Method: clap's own check of every command.
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

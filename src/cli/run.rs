@@ -1,0 +1,55 @@
+//! `cutlayer run FILE`: a whole experiment on this machine.
+
+use super::block_on;
+use super::config_args::{ConfigArgs, set};
+use super::console::stop_on_interrupt;
+use super::exit::Exit;
+use super::output::Output;
+use anyhow::Context;
+use clap::Args;
+use cutlayer_lab::{RunOptions, Show, resolve_labels, tables};
+use cutlayer_node::Stop;
+use std::path::PathBuf;
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: cutlayer run experiments/quickstart/run.toml --set train.rounds=2")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Name of the run and of its folder [key: name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Folder that gets the run's folder
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    runs: PathBuf,
+    /// Print the resolved run file and run nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs it.
+pub(crate) fn run(args: RunArgs, output: &Output) -> anyhow::Result<Exit> {
+    let flags: Vec<String> = args.name.iter().map(|name| set("name", name)).collect();
+    let mut config = args.config.load(&flags)?;
+    if args.dry_run {
+        resolve_labels(&mut config)?;
+        config.plan()?;
+        output.result(&config, config.to_toml()?.trim_end());
+        return Ok(Exit::Success);
+    }
+    let show = match (output.is_quiet(), output.is_watched()) {
+        (true, _) => Show::Nothing,
+        (false, true) => Show::Bars,
+        (false, false) => Show::Lines,
+    };
+    let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
+    let options = RunOptions { program, runs: args.runs, show };
+    let summary = block_on(async {
+        let stop = Stop::new();
+        stop_on_interrupt(&stop);
+        Ok(cutlayer_lab::run(config, &options, &stop).await?)
+    })?;
+    output.result(&summary, &tables(&summary));
+    Ok(if summary.interrupted { Exit::Interrupted } else { Exit::Success })
+}
