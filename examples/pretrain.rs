@@ -67,7 +67,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 sums.add(&model.evaluate(&batch.ids, &rows(&batch.lengths)?, &batch.labels)?);
             }
             let seconds = started.elapsed().as_secs_f64();
-            println!("step {step:5}  loss {:.4}  {:.0} tokens/s  {seconds:.0} s", sums.mean_loss().unwrap_or(f64::NAN), f64::from(tokens) / seconds);
+            println!(
+                "step {step:5}  loss {:.4}  {:.0} tokens/s  {seconds:.0} s",
+                sums.mean_loss().unwrap_or(f64::NAN),
+                f64::from(tokens) / seconds
+            );
         }
         let batch = batches.next_batch();
         tokens += batch.ids.len() as u32;

@@ -40,8 +40,7 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    const ALL: [Self; 7] =
-        [Self::Success, Self::Usage, Self::ModelOrData, Self::Network, Self::Refused, Self::Training, Self::Interrupted];
+    const ALL: [Self; 7] = [Self::Success, Self::Usage, Self::ModelOrData, Self::Network, Self::Refused, Self::Training, Self::Interrupted];
 
     /// The code that a child process ended with.
     fn of_child(code: i32) -> Option<Self> {
@@ -129,7 +128,9 @@ fn of_node(error: &NodeError) -> Exit {
 
 fn of_link(error: &LinkError) -> Exit {
     match error {
-        LinkError::WrongServer { .. } | LinkError::NotEnrolled { .. } | LinkError::Revoked { .. } | LinkError::BadToken { .. } => Exit::Refused,
+        LinkError::WrongServer { .. } | LinkError::NotEnrolled { .. } | LinkError::Revoked { .. } | LinkError::BadToken { .. } => {
+            Exit::Refused
+        }
         _ => Exit::Network,
     }
 }

@@ -63,13 +63,17 @@ pub(crate) fn run(args: JoinArgs, output: &Output) -> anyhow::Result<Exit> {
     // A run described by flags alone has one client that it knows of: this one.
     let flags: Vec<String> = if args.config.file.is_none() { vec![set("clients.count", 1)] } else { vec![] };
     let config = args.config.load(&flags)?;
-    let job = job(&args, &config)?;
     let data = records(&args, &config)?;
     let identity = args.keys.identity(output)?;
+    let job = job(&args, &config)?;
     let events = if args.supervised { event_lines() } else { event_words(output) };
     let (outcome, stopped) = block_on(async {
         let stop = Stop::new();
-        if args.supervised { stop_with_supervisor(&stop) } else { stop_on_interrupt(&stop) }
+        if args.supervised {
+            stop_with_supervisor(&stop)
+        } else {
+            stop_on_interrupt(&stop)
+        }
         let outcome = join(job, &identity, data, events, stop.clone()).await;
         Ok((outcome, stop.is_triggered()))
     })?;

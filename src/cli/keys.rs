@@ -99,7 +99,11 @@ pub(crate) fn run(args: KeysArgs, output: &Output) -> Result<Exit> {
             let folder = folder.map_or_else(|| args.store.folder(), Ok)?;
             let (identity, is_new) = identity_at(&folder)?;
             let key = identity.peer_id().to_hex();
-            output.say(if is_new { "made a new key; the private half never leaves this folder" } else { "there is a key already; this is it" });
+            output.say(if is_new {
+                "made a new key; the private half never leaves this folder"
+            } else {
+                "there is a key already; this is it"
+            });
             output.result(&json!({ "key": key, "folder": folder, "new": is_new }), &key);
         }
         KeysCommand::Enrol { name, key } => {

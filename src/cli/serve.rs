@@ -70,7 +70,11 @@ pub(crate) fn run(args: ServeArgs, output: &Output) -> anyhow::Result<Exit> {
     let events = if args.supervised { event_lines() } else { with_invitations(&args, &config, &allow, output) };
     let (report, stopped) = block_on(async {
         let stop = Stop::new();
-        if args.supervised { stop_with_supervisor(&stop) } else { stop_on_interrupt(&stop) }
+        if args.supervised {
+            stop_with_supervisor(&stop)
+        } else {
+            stop_on_interrupt(&stop)
+        }
         let report = serve(job, &identity, allow, events, stop.clone()).await?;
         Ok((report, stop.is_triggered()))
     })?;
@@ -89,7 +93,7 @@ fn with_invitations(args: &ServeArgs, config: &RunConfig, allow: &Arc<AllowList>
         if let Event::Listening { addr, peer_id } = &event
             && let Ok(address) = addr.parse()
         {
-            let model = model.as_deref().and_then(Path::file_name).map_or("DIR".into(), |name| name.to_string_lossy());
+            let model = model_on(address, model.as_deref());
             let line = format!("cutlayer join --server {} --server-id {peer_id}", reachable_from_outside(address));
             let rest = format!("--model {model} --cut {cut} --data FILE");
             tell(event);
@@ -100,6 +104,13 @@ fn with_invitations(args: &ServeArgs, config: &RunConfig, allow: &Arc<AllowList>
     })
 }
 
+/// The model folder as a client may name it: on this machine the path, elsewhere its name.
+fn model_on(listening: SocketAddr, model: Option<&Path>) -> String {
+    let here = listening.ip().is_loopback();
+    let shown = model.and_then(|path| if here { Some(path.as_os_str()) } else { path.file_name() });
+    shown.map_or("DIR".into(), |name| name.to_string_lossy().into_owned())
+}
+
 fn invite(names: &[String], allow: &AllowList, line: &str, rest: &str, output: &Output) {
     for name in names {
         match allow.issue_token(name) {
@@ -107,7 +118,9 @@ fn invite(names: &[String], allow: &AllowList, line: &str, rest: &str, output: &
             Err(error) => output.say(&format!("no token for {name}: {error}")),
         }
     }
-    output.say(&format!("\nto join with an enrolled key (`cutlayer keys enrol NAME --key KEY` here, or --invite NAME for a new one):\n  {line} {rest}\n"));
+    output.say(&format!(
+        "\nto join with an enrolled key (`cutlayer keys enrol NAME --key KEY` here, or --invite NAME for a new one):\n  {line} {rest}\n"
+    ));
 }
 
 fn report_end(report: &ServeReport, out: &Path, output: &Output) {

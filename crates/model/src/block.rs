@@ -193,8 +193,7 @@ fn angles(spec: &RotarySpec, head_dim: usize, positions: &[u32], device: &Device
     let half = head_dim / 2;
     let frequencies: Vec<f64> = (0..half).map(|i| scaled(spec, spec.theta.powf(-2.0 * i as f64 / head_dim as f64))).collect();
     let table = |function: fn(f64) -> f64| {
-        let values: Vec<f32> =
-            positions.iter().flat_map(|&p| frequencies.iter().map(move |f| function(f64::from(p) * f) as f32)).collect();
+        let values: Vec<f32> = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| function(f64::from(p) * f) as f32)).collect();
         Tensor::from_data(TensorData::new(values, [positions.len(), half]), device)
     };
     (table(f64::cos), table(f64::sin))

@@ -126,11 +126,9 @@ fn cuda(device: DeviceChoice, _: usize) -> Result<Device, DeviceError> {
 /// burn's GPU devices panic when they cannot start; this turns that into an error.
 fn probe(choice: DeviceChoice, device: Device) -> Result<Device, DeviceError> {
     let tried = device.clone();
-    let sum = std::panic::catch_unwind(move || {
-        burn::tensor::Tensor::<1>::from_floats([1.0, 2.0], &tried).sum().into_scalar::<f32>()
-    });
+    let sum = std::panic::catch_unwind(move || burn::tensor::Tensor::<1>::from_floats([1.0, 2.0], &tried).sum().into_scalar::<f32>());
     match sum {
-        Ok(sum) if sum == 3.0 => Ok(device),
+        Ok(3.0) => Ok(device),
         Ok(sum) => Err(DeviceError::Absent { device: choice, reason: format!("it computed 1 + 2 = {sum}") }),
         Err(_) => Err(DeviceError::Absent { device: choice, reason: "its driver did not start".into() }),
     }

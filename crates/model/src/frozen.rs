@@ -48,7 +48,9 @@ pub enum LoadError {
         expected: Vec<usize>,
     },
     /// A tensor that the architecture does not have.
-    #[error("{folder}: tensor `{name}` has no place in a {family} model; config.json belongs to another model, or the architecture differs")]
+    #[error(
+        "{folder}: tensor `{name}` has no place in a {family} model; config.json belongs to another model, or the architecture differs"
+    )]
     ExtraTensor {
         /// The folder.
         folder: String,
@@ -58,7 +60,9 @@ pub enum LoadError {
         family: &'static str,
     },
     /// Tokenizer and vocabulary disagree.
-    #[error("{folder}: tokenizer.json has ids up to {tokenizer}, but the model's vocabulary ends at {vocab}; they belong to different models")]
+    #[error(
+        "{folder}: tokenizer.json has ids up to {tokenizer}, but the model's vocabulary ends at {vocab}; they belong to different models"
+    )]
     Vocabulary {
         /// The folder.
         folder: String,

@@ -158,7 +158,12 @@ pub struct Adapter {
 
 impl Adapter {
     /// Puts `state` on `device`. It must hold exactly `shapes`, in finite numbers.
-    pub fn new(lora: &LoraSpec, shapes: &BTreeMap<String, Vec<usize>>, state: &AdapterState, device: &Device) -> Result<Self, AdapterError> {
+    pub fn new(
+        lora: &LoraSpec,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        state: &AdapterState,
+        device: &Device,
+    ) -> Result<Self, AdapterError> {
         Ok(Self { scale: f64::from(lora.scale()), dropout: decimal(lora.dropout), ..Self::plain(shapes, state, device)? })
     }
 

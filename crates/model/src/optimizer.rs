@@ -20,7 +20,8 @@ pub fn apply(spec: &OptimizerSpec, learning_rate: f64, adapter: &mut Adapter, mu
         match spec.kind {
             OptimizerKind::Sgd => parameter.value = parameter.value.clone() - gradient.mul_scalar(learning_rate),
             OptimizerKind::AdamW { beta1, beta2, eps, weight_decay } => {
-                let settings = Settings { beta1: decimal(beta1), beta2: decimal(beta2), epsilon: decimal(eps), decay: decimal(weight_decay) };
+                let settings =
+                    Settings { beta1: decimal(beta1), beta2: decimal(beta2), epsilon: decimal(eps), decay: decimal(weight_decay) };
                 adamw(&settings, learning_rate, parameter, gradient);
             }
         }
@@ -41,8 +42,7 @@ pub(crate) fn decimal(value: f32) -> f64 {
 }
 
 fn adamw(s: &Settings, learning_rate: f64, parameter: &mut Parameter, gradient: Tensor<2>) {
-    let (mean, square, steps) =
-        parameter.moments.take().unwrap_or_else(|| (gradient.zeros_like(), gradient.zeros_like(), 0));
+    let (mean, square, steps) = parameter.moments.take().unwrap_or_else(|| (gradient.zeros_like(), gradient.zeros_like(), 0));
     let steps = steps + 1;
     let mean = mean.mul_scalar(s.beta1) + gradient.clone().mul_scalar(1.0 - s.beta1);
     let square = square.mul_scalar(s.beta2) + gradient.square().mul_scalar(1.0 - s.beta2);

@@ -59,7 +59,14 @@ impl Pretrainer {
     }
 
     /// One step: forward, backward, update. Labels are one per token, the token after it.
-    pub fn step(&mut self, ids: &[u32], rows: &Rows, labels: &[i32], optimizer: &OptimizerSpec, learning_rate: f64) -> Result<EvalSums, PretrainError> {
+    pub fn step(
+        &mut self,
+        ids: &[u32],
+        rows: &Rows,
+        labels: &[i32],
+        optimizer: &OptimizerSpec,
+        learning_rate: f64,
+    ) -> Result<EvalSums, PretrainError> {
         let (sums, gradients) = self.run(ids, rows, labels, true)?;
         optimizer::apply(optimizer, learning_rate, &mut self.weights, gradients);
         Ok(sums)

@@ -102,7 +102,13 @@ pub struct Stage {
 impl Stage {
     /// A stage over `frozen` that trains the targets of `lora` in blocks `trained` and, if it ends in a `head` that is a
     /// classifier, that too.
-    pub fn new(frozen: Arc<Frozen>, trained: Range<usize>, head: bool, lora: &LoraSpec, state: &AdapterState) -> Result<Self, AdapterError> {
+    pub fn new(
+        frozen: Arc<Frozen>,
+        trained: Range<usize>,
+        head: bool,
+        lora: &LoraSpec,
+        state: &AdapterState,
+    ) -> Result<Self, AdapterError> {
         let shapes = shapes(frozen.spec(), lora, trained, head, frozen.labels())?;
         let adapter = Adapter::new(lora, &shapes, state, frozen.device())?;
         Ok(Self { frozen, adapter, tapes: BTreeMap::new(), gradients: Gradients::new() })

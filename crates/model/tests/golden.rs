@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Case, Split, assert_close, case, device, error, splits};
-use cutlayer_model::{ModelFolder, Parts, Rows, Input, Stage, StageError, Mode};
+use cutlayer_model::{Input, Mode, ModelFolder, Parts, Rows, Stage, StageError};
 use cutlayer_wire::{AdapterState, LoraSpec, OptimizerKind, OptimizerSpec, StepId};
 
 /// Share of a tensor's scale that f32 may differ by.
@@ -285,7 +285,12 @@ fn real_models_match_transformers() {
         let rows = Rows::new(&[ids.len() as u32], false, 512).unwrap();
         for cut in 0..blocks {
             let hidden = stage.forward(StepId(1), 0..cut, Input::Tokens(&ids), &rows, Mode::Evaluate).unwrap();
-            assert_close(&common::values(hidden.clone()), &golden[&format!("hidden_{cut}")].values, TOLERANCE, &format!("{name} hidden {cut}"));
+            assert_close(
+                &common::values(hidden.clone()),
+                &golden[&format!("hidden_{cut}")].values,
+                TOLERANCE,
+                &format!("{name} hidden {cut}"),
+            );
             let logits = stage.logits(cut..blocks, Input::Hidden(hidden, false), &rows).unwrap();
             assert_close(&logits, &golden["logits"].values, TOLERANCE, &format!("{name} logits from cut {cut}"));
         }

@@ -42,7 +42,11 @@ fn step(folder: &Path, name: &str, targets: &[&str], packed: bool, device: &Devi
     let mut client = Stage::new(frozen.clone(), 0..cut, false, &spec, &state(0..cut, false)).unwrap();
     let mut server = Stage::new(frozen.clone(), cut..3, true, &spec, &state(cut..3, true)).unwrap();
     let (ids, lengths) = random::ids();
-    let labels: Vec<i32> = if name == "bert" { vec![3, 1] } else { ids.iter().enumerate().map(|(i, &id)| if i % 5 == 0 { -100 } else { (id as i32 * 7) % 96 }).collect() };
+    let labels: Vec<i32> = if name == "bert" {
+        vec![3, 1]
+    } else {
+        ids.iter().enumerate().map(|(i, &id)| if i % 5 == 0 { -100 } else { (id as i32 * 7) % 96 }).collect()
+    };
     let rows = Rows::new(&lengths, packed, 64).unwrap();
     let mode = Mode::Train { dropout_seed: 3 };
     let activation = client.forward(StepId(1), 0..cut, Input::Tokens(&ids), &rows, mode).unwrap();
@@ -52,8 +56,14 @@ fn step(folder: &Path, name: &str, targets: &[&str], packed: bool, device: &Devi
     let gradients = [&client, &server].into_iter().flat_map(|s| s.gradients().clone()).map(|(key, g)| (key, values(g))).collect();
     // The first step of AdamW moves by a gradient's sign, even one of almost nothing; a large ε keeps that out of the comparison.
     let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-2, weight_decay: 0.01 };
-    let optimizer =
-        OptimizerSpec { kind, learning_rate: 0.01, schedule: Schedule::Constant, warmup_steps: 0, clip_norm: Some(1.0), reset_each_round: true };
+    let optimizer = OptimizerSpec {
+        kind,
+        learning_rate: 0.01,
+        schedule: Schedule::Constant,
+        warmup_steps: 0,
+        clip_norm: Some(1.0),
+        reset_each_round: true,
+    };
     server.update(&optimizer, 0.01);
     client.update(&optimizer, 0.01);
     let updated = client.adapter().state().into_iter().chain(server.adapter().state()).collect();

@@ -6,7 +6,7 @@ use crate::error::NodeError;
 use crate::schedule::StepClock;
 use crate::side::load_whole;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, Input, ModelFolder, Mode, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;

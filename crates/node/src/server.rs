@@ -21,6 +21,7 @@ use roster::{Command, Roster};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -92,6 +93,8 @@ pub(crate) struct Hub {
     pub turns: Turns,
     pub roster: Roster,
     pub events: EventSink,
+    /// Raised when everyone is told that the run is over.
+    pub over: AtomicBool,
     pub reports: mpsc::Sender<cutlayer_federation::Event>,
 }
 
@@ -129,8 +132,7 @@ pub async fn serve(
     let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
     let peft = peft_config(&config.plan, &config.model)?;
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
-    let coordinator =
-        Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
+    let coordinator = Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
 
     let device = config.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
@@ -151,6 +153,7 @@ pub async fn serve(
         turns: Turns::default(),
         roster: Roster::new(allow),
         events,
+        over: AtomicBool::new(false),
         reports,
     });
     let driver = Driver { hub, coordinator, peft, out: config.out, started: Instant::now(), report: ServeReport::default() };
@@ -159,7 +162,8 @@ pub async fn serve(
 
 fn coordinator_config(config: &ServeConfig) -> CoordinatorConfig {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let all = CoordinatorConfig::of_plan(&config.plan, config.clients_expected, millis(config.round_deadline), millis(config.join_deadline));
+    let all =
+        CoordinatorConfig::of_plan(&config.plan, config.clients_expected, millis(config.round_deadline), millis(config.join_deadline));
     CoordinatorConfig { clients_per_round: config.clients_per_round, min_updates: config.updates_min, ..all }
 }
 
@@ -257,6 +261,7 @@ impl Driver {
             }
             Action::Finish { reason } => {
                 self.report.reason.clone_from(&reason);
+                self.hub.over.store(true, Ordering::Relaxed);
                 roster.tell_all(&Command::Say(Message::Finish { reason: cutlayer_wire::shorten_reason(&reason).into() }));
             }
         }

@@ -5,7 +5,7 @@
 use crate::error::NodeError;
 use crate::schedule::StepClock;
 use cutlayer_data::Batch;
-use cutlayer_model::{Device, Frozen, Input, ModelFolder, Mode, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Layout, Plan, RoundId, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -5,13 +5,13 @@
 use cutlayer_data::{Record, train_tokenizer};
 use cutlayer_model::{DeviceChoice, ExportDtype, PeftFolder, Pretrainer, write_model};
 use cutlayer_node::{
-    CentralConfig, CentralReport, ClientData, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport, Stop, central, join,
-    no_events, serve,
+    CentralConfig, CentralReport, ClientData, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport, Stop, central,
+    join, no_events, serve,
 };
 use cutlayer_transport::{AllowList, Identity, LinkConfig, connect};
 use cutlayer_wire::{
-    AdapterState, BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Plan, Schedule, ServerAdapters, StepOrder,
-    Task, Weighting,
+    AdapterState, BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Plan, Schedule, ServerAdapters,
+    StepOrder, Task, Weighting,
 };
 use std::net::SocketAddr;
 use std::path::Path;
@@ -321,7 +321,11 @@ async fn clients_that_do_not_fit_are_told_why() {
     assert!(told.contains("3 blocks"), "{told}");
     let other = self::ground();
     let mut config = running.join_config(&other, 1, None, "other model");
-    std::fs::write(other.model.path().join("config.json"), std::fs::read_to_string(other.model.path().join("config.json")).unwrap().replace("10000.0", "20000.0")).unwrap();
+    std::fs::write(
+        other.model.path().join("config.json"),
+        std::fs::read_to_string(other.model.path().join("config.json")).unwrap().replace("10000.0", "20000.0"),
+    )
+    .unwrap();
     config.model = other.model.path().into();
     let told = refusal(config, 0).await;
     assert!(told.contains("base model"), "{told}");

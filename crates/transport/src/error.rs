@@ -45,7 +45,9 @@ pub enum LinkError {
         reason: String,
     },
     /// Nobody answered.
-    #[error("nothing answers at {addr} within {seconds} s: check that the server runs, the address, and that UDP passes the firewalls between")]
+    #[error(
+        "nothing answers at {addr} within {seconds} s: check that the server runs, the address, and that UDP passes the firewalls between"
+    )]
     Unreachable {
         /// The address.
         addr: SocketAddr,
@@ -87,7 +89,9 @@ pub enum LinkError {
         key: PeerId,
     },
     /// The token is no good.
-    #[error("the server at {addr} does not take this token: it was used before, is too old, or was never issued; ask its operator for a new one")]
+    #[error(
+        "the server at {addr} does not take this token: it was used before, is too old, or was never issued; ask its operator for a new one"
+    )]
     BadToken {
         /// The server.
         addr: SocketAddr,

@@ -8,17 +8,26 @@
 
 mod allow_list;
 mod config;
+mod connect;
+mod control;
 mod error;
 mod identity;
+mod line;
 mod link;
+mod outbox;
 mod server;
-mod stream;
+mod socket;
+mod step;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use allow_list::{AllowList, AllowListError, Entry, TOKEN_LIFE};
 pub use config::LinkConfig;
+pub use connect::connect;
+pub use control::{Control, ControlReceiver, ControlSender};
 pub use error::LinkError;
 pub use identity::{Identity, IdentityError};
-pub use link::{Link, LinkStats, connect};
+pub use link::{Link, LinkStats};
 pub use server::Server;
-pub use stream::{Control, ControlReceiver, ControlSender, StepStream};
+pub use step::StepStream;

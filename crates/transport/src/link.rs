@@ -1,22 +1,22 @@
 //! One authenticated connection: streams for control, steps and adapters.
 
-use crate::config::LinkConfig;
-use crate::error::{LinkError, Place};
-use crate::identity::Identity;
-use crate::stream::{Control, ControlReceiver, ControlSender, StepStream, read_body, read_exactly};
-use crate::tls::client_config;
+use crate::control::Control;
+use crate::error::LinkError;
+use crate::line::Line;
+use crate::outbox::Outbox;
+use crate::step::StepStream;
 use cutlayer_wire::{ADAPTER_HEADER_BYTES, AdapterFrame, AdapterHeader, AdapterLimits, PeerId};
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Endpoint, RecvStream, SendStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a server sends first on a stream of its own, once the client is in: a client whose key is refused learns it here.
-pub(crate) const GREETING: &[u8; 8] = b"cutlayer";
-/// Steps go before adapters where both have something to send.
+/// Control goes before everything else: it is small, and others wait for it.
+const CONTROL_PRIORITY: i32 = 2;
+/// Steps go before adapters, whose priority is QUIC's 0: a client waits for its gradient, nobody for an adapter alone.
 const STEP_PRIORITY: i32 = 1;
 /// How long the last words may take to arrive when a link closes.
-const CLOSE_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// Bytes as UDP carried them, and the round trip.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -29,53 +29,19 @@ pub struct LinkStats {
     pub rtt_ms: f64,
 }
 
-/// An authenticated connection. Clones share it.
+/// An authenticated connection. Clones share it; when the last of them and of their streams is dropped, it closes.
 #[derive(Clone, Debug)]
 pub struct Link {
-    connection: Connection,
+    line: Arc<Line>,
     peer: PeerId,
-    place: Arc<Place>,
-    step_wait: Duration,
+    outbox: Arc<Outbox>,
     /// A client's endpoint lives as long as its link.
     endpoint: Option<Endpoint>,
 }
 
-/// Connects to the server at `addr` whose key is `server`; `token` enrols a key that it does not know yet.
-pub async fn connect(
-    addr: SocketAddr,
-    identity: &Identity,
-    server: PeerId,
-    token: Option<&str>,
-    config: &LinkConfig,
-) -> Result<Link, LinkError> {
-    let place = Place { addr, own: identity.peer_id(), pinned: Some(server) };
-    let any: SocketAddr = if addr.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-    let bind = |error: std::io::Error| LinkError::Bind { addr: any, reason: error.to_string() };
-    let endpoint = Endpoint::client(any).map_err(bind)?;
-    let mut client = client_config(identity, server, token)?;
-    client.transport_config(config.transport());
-    let unreachable = || LinkError::Unreachable { addr, seconds: config.handshake_wait.as_secs() };
-    let connecting = endpoint
-        .connect_with(client, addr, crate::identity::CERTIFICATE_NAME)
-        .map_err(|error| LinkError::Lost { addr, during: "connecting", reason: error.to_string() })?;
-    let greeted = async {
-        let connection = connecting.await.map_err(|error| match error {
-            quinn::ConnectionError::TimedOut => unreachable(),
-            other => place.error(other, "connecting"),
-        })?;
-        let mut greeting = connection.accept_uni().await.map_err(|error| place.error(error, "connecting"))?;
-        let mut bytes = [0; GREETING.len()];
-        read_exactly(&mut greeting, &mut bytes, "greeting", &place, &connection).await?;
-        if &bytes == GREETING { Ok(connection) } else { Err(LinkError::Protocol { addr }) }
-    };
-    let connection = tokio::time::timeout(config.handshake_wait, greeted).await.map_err(|_| unreachable())??;
-    Ok(Link { connection, peer: server, place: Arc::new(place), step_wait: config.step_wait, endpoint: Some(endpoint) })
-}
-
 impl Link {
-    pub(crate) fn accepted(connection: Connection, peer: PeerId, own: PeerId, config: &LinkConfig) -> Self {
-        let place = Place { addr: connection.remote_address(), own, pinned: None };
-        Self { connection, peer, place: Arc::new(place), step_wait: config.step_wait, endpoint: None }
+    pub(crate) fn new(line: Arc<Line>, peer: PeerId, endpoint: Option<Endpoint>) -> Self {
+        Self { line, peer, outbox: Arc::default(), endpoint }
     }
 
     /// The peer's key, as TLS proved it.
@@ -85,87 +51,95 @@ impl Link {
 
     /// The peer's address now; it may change under a living connection.
     pub fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
+        self.line.connection.remote_address()
     }
 
-    /// Opens the control stream: the client's first act.
+    /// Opens the control stream: the client's first act. The server sees it when the first message comes.
     pub async fn open_control(&self) -> Result<Control, LinkError> {
-        let (send, receive) = self.connection.open_bi().await.map_err(|error| self.place.error(error, "opening the control stream"))?;
+        let (send, receive) = self.open("opening the control stream").await?;
         Ok(self.control(send, receive))
     }
 
-    /// Waits for the control stream.
+    /// Waits for the control stream, as long as the connection lives: a stranger's first bidirectional stream.
     pub async fn accept_control(&self) -> Result<Control, LinkError> {
-        let (send, receive) = self.connection.accept_bi().await.map_err(|error| self.place.error(error, "waiting for the control stream"))?;
+        let (send, receive) = self.accept("waiting for the control stream").await?;
         Ok(self.control(send, receive))
     }
 
-    fn control(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Control {
-        // Control goes before everything else; to a stream of ours that always succeeds.
-        let _ = send.set_priority(STEP_PRIORITY + 1);
-        let (connection, place) = (self.connection.clone(), self.place.clone());
-        Control {
-            sender: ControlSender { send, connection: connection.clone(), place: place.clone() },
-            receiver: ControlReceiver { receive, connection, place },
-        }
+    fn control(&self, send: SendStream, receive: RecvStream) -> Control {
+        // To a stream that was just opened that always succeeds.
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        Control::new(self.line.clone(), send, receive)
     }
 
-    /// Opens a stream for one step. Waits while the peer allows no more: that is its back-pressure.
+    /// Opens a stream for one step. Waits while the peer allows no more: that is its back-pressure, and lasts at most a step.
     pub async fn open_step(&self) -> Result<StepStream, LinkError> {
-        let (send, receive) = self.connection.open_bi().await.map_err(|error| self.place.error(error, "opening a step"))?;
+        let (send, receive) = self.open("opening a step").await?;
         Ok(self.step(send, receive))
     }
 
-    /// Waits for the peer's next step.
+    /// Waits for the peer's next step, as long as the connection lives. Cancel-safe.
     pub async fn accept_step(&self) -> Result<StepStream, LinkError> {
-        let (send, receive) = self.connection.accept_bi().await.map_err(|error| self.place.error(error, "waiting for a step"))?;
+        let (send, receive) = self.accept("waiting for a step").await?;
         Ok(self.step(send, receive))
     }
 
-    fn step(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> StepStream {
+    fn step(&self, send: SendStream, receive: RecvStream) -> StepStream {
+        // To a stream that was just opened that always succeeds.
         let _ = send.set_priority(STEP_PRIORITY);
-        StepStream { send, receive, connection: self.connection.clone(), place: self.place.clone(), wait: self.step_wait }
+        StepStream::new(self.line.clone(), send, receive)
     }
 
-    /// Sends an adapter on a stream of its own, and waits until the peer has it.
+    async fn open(&self, during: &'static str) -> Result<(SendStream, RecvStream), LinkError> {
+        let line = &self.line;
+        let opened = async { line.connection.open_bi().await.map_err(|error| line.place.error(error, during)) };
+        line.within(line.config.step_wait, during, opened).await
+    }
+
+    async fn accept(&self, during: &'static str) -> Result<(SendStream, RecvStream), LinkError> {
+        self.line.connection.accept_bi().await.map_err(|error| self.line.place.error(error, during))
+    }
+
+    /// Hands over an adapter, which is sent in the background, on a stream of its own and after everything else.
+    ///
+    /// Returns at once. An adapter that has not begun to be sent gives way to the next: a peer that is busy gets the newest. An
+    /// error is that of the adapter before this one.
     pub async fn send_adapter(&self, frame: &AdapterFrame) -> Result<(), LinkError> {
-        let during = "sending an adapter";
-        let mut send = self.connection.open_uni().await.map_err(|error| self.place.error(error, during))?;
-        let written = send.write_all(&frame.encode()).await;
-        written.map_err(|error| self.place.write_error(error, during, &self.connection))?;
-        // Finishing a stream that was not finished cannot fail.
-        let _ = send.finish();
-        match tokio::time::timeout(self.step_wait, send.stopped()).await {
-            Err(_) => Err(LinkError::TimedOut { addr: self.place.addr, during, seconds: self.step_wait.as_secs() }),
-            Ok(_) => Ok(()),
-        }
+        self.outbox.offer(&self.line, frame.encode().into())
     }
 
-    /// Waits for the peer's next adapter; its header is checked against `limits` before anything is allocated.
+    /// Waits for the peer's next adapter, as long as the connection lives; once begun, an adapter must come whole. Nothing is
+    /// allocated for a header that breaks `limits`.
+    ///
+    /// Not cancel-safe: an adapter read in part is lost.
     pub async fn recv_adapter(&self, limits: &AdapterLimits) -> Result<AdapterFrame, LinkError> {
-        let mut receive = self.connection.accept_uni().await.map_err(|error| self.place.error(error, "waiting for an adapter"))?;
-        let mut header = [0; ADAPTER_HEADER_BYTES];
-        read_exactly(&mut receive, &mut header, "an adapter's header", &self.place, &self.connection).await?;
+        let (line, during) = (&self.line, "reading an adapter");
+        let accepted = line.connection.accept_uni().await;
+        let mut receive = accepted.map_err(|error| line.place.error(error, "waiting for an adapter"))?;
+        let header: [u8; ADAPTER_HEADER_BYTES] = line.read_header(&mut receive, line.config.transfer_wait(0), during).await?;
         let header = AdapterHeader::decode(&header)?;
         header.check(limits)?;
-        let manifest = read_body(&mut receive, header.manifest_bytes as usize, "an adapter's manifest", &self.place, &self.connection).await?;
-        let payload = read_body(&mut receive, header.payload_bytes as usize, "an adapter", &self.place, &self.connection).await?;
+        let manifest = line.read_body(&mut receive, header.manifest_bytes as usize, during).await?;
+        // What `check` let pass is far below any usize.
+        let payload = line.read_body(&mut receive, header.payload_bytes as usize, during).await?;
+        line.read_end(&mut receive, during).await?;
         Ok(AdapterFrame::assemble(&header, &manifest, &payload)?)
     }
 
     /// What the connection has carried.
     pub fn stats(&self) -> LinkStats {
-        let stats = self.connection.stats();
+        let stats = self.line.connection.stats();
         LinkStats {
             bytes_sent: stats.udp_tx.bytes,
             bytes_received: stats.udp_rx.bytes,
-            rtt_ms: self.connection.rtt().as_secs_f64() * 1e3,
+            rtt_ms: self.line.connection.rtt().as_secs_f64() * 1e3,
         }
     }
 
-    /// Ends the connection with a reason that the peer reads, and waits until that is on its way.
+    /// Ends the connection with a reason that the peer reads, and waits until that is on its way. What is still being sent is
+    /// thrown away: see [`Control::finish`].
     pub async fn close(&self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        self.line.connection.close(crate::error::close::REASON, reason.as_bytes());
         if let Some(endpoint) = &self.endpoint {
             // Past this wait the peer learns of the end by its idle timeout.
             let _ = tokio::time::timeout(CLOSE_WAIT, endpoint.wait_idle()).await;
@@ -174,7 +148,13 @@ impl Link {
 
     /// Waits until the connection has ended, for whatever reason.
     pub async fn closed(&self) -> LinkError {
-        let error = self.connection.closed().await;
-        self.place.error(error, "idle")
+        let error = self.line.connection.closed().await;
+        self.line.place.error(error, "idle")
+    }
+
+    /// The connection itself, for tests that break the rules.
+    #[cfg(test)]
+    pub(crate) fn raw(&self) -> &quinn::Connection {
+        &self.line.connection
     }
 }

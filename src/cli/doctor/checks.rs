@@ -142,7 +142,13 @@ fn model(config: &RunConfig) -> Check {
         let spec = read_spec(&folder)?;
         let tokens = Tokenizer::open(&path)?.encode(SAMPLE, true)?.len();
         folder.check_tokenizer(spec.vocab)?;
-        Ok(format!("{}: {} of {} blocks, hidden {}; tokenizer agrees ({tokens} tokens)", path.display(), spec.family, spec.blocks, spec.hidden))
+        Ok(format!(
+            "{}: {} of {} blocks, hidden {}; tokenizer agrees ({tokens} tokens)",
+            path.display(),
+            spec.family,
+            spec.blocks,
+            spec.hidden
+        ))
     };
     match look() {
         Ok(found) => Check::ok("model", found),
@@ -190,6 +196,8 @@ pub(super) fn runs_folder(runs: &Path) -> Check {
     let _ = std::fs::remove_file(&probe);
     match outcome {
         Ok(()) => Check::ok("runs folder", format!("{} can be written", absolute.display())),
-        Err(error) => Check::fail("runs folder", format!("{}: {error}", nearest.display()), "change its permissions, or give --runs DIR", Exit::Usage),
+        Err(error) => {
+            Check::fail("runs folder", format!("{}: {error}", nearest.display()), "change its permissions, or give --runs DIR", Exit::Usage)
+        }
     }
 }

@@ -1,3 +1,5 @@
+//! Each way in which an update can break its contract.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;

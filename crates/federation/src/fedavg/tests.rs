@@ -1,3 +1,5 @@
+//! What the weighted mean is, and what it refuses.
+
 #![allow(clippy::unwrap_used)]
 
 use cutlayer_wire::PeerId;

@@ -1,3 +1,5 @@
+//! Run files as people write them, right and wrong.
+
 use super::*;
 use std::path::PathBuf;
 

@@ -71,11 +71,6 @@ impl Child {
         Ok(Self { name, log, stdin, follower })
     }
 
-    /// What people call it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Asks it to end with what it has.
     pub fn ask_to_stop(&mut self) {
         self.stdin = None;

@@ -32,10 +32,10 @@ pub(super) async fn run(
     record: &mut Record,
     stop: &Stop,
 ) -> Result<(), LabError> {
-    let server_id = make_keys(config, folder)?;
+    let (server_id, allow) = make_keys(config, folder)?;
     let (said, heard) = mpsc::channel(LINES_MAX);
     let mut launch =
-        Launch { config, options, folder, record, said, heard, server: None, clients: BTreeMap::new(), state: State::default() };
+        Launch { config, options, folder, record, allow, said, heard, server: None, clients: BTreeMap::new(), state: State::default() };
     let ended = tokio::select! {
         ended = launch.all(server_id) => Some(ended),
         () = stop.triggered() => None,
@@ -47,7 +47,7 @@ pub(super) async fn run(
 }
 
 /// A key for each process, and the server's list of them.
-fn make_keys(config: &RunConfig, folder: &RunFolder) -> Result<PeerId, LabError> {
+fn make_keys(config: &RunConfig, folder: &RunFolder) -> Result<(PeerId, AllowList), LabError> {
     let server = Identity::generate()?;
     server.save(&folder.keys("server"))?;
     let allow = AllowList::open(&folder.keys("server"))?;
@@ -56,7 +56,7 @@ fn make_keys(config: &RunConfig, folder: &RunFolder) -> Result<PeerId, LabError>
         identity.save(&folder.keys(&format!("client-{client}")))?;
         allow.allow(&config.client_name(client), identity.peer_id())?;
     }
-    Ok(server.peer_id())
+    Ok((server.peer_id(), allow))
 }
 
 /// What is known of the processes.
@@ -76,6 +76,7 @@ struct Launch<'a> {
     options: &'a RunOptions,
     folder: &'a RunFolder,
     record: &'a mut Record,
+    allow: AllowList,
     said: mpsc::Sender<(Who, Said)>,
     heard: mpsc::Receiver<(Who, Said)>,
     server: Option<Child>,
@@ -240,8 +241,11 @@ impl Launch<'_> {
                     self.state.died_outside.get_or_insert(death);
                     return;
                 }
-                self.record.progress.note(&format!("{} died; the run goes on if enough clients are left", child.name()));
-                tracing::warn!("{death}");
+                self.record.progress.note(&format!("{death}\nthe run goes on if enough clients are left"));
+                // The server would wait for the silence of a lost peer; thrown out, this one is gone within seconds.
+                if let Err(error) = self.allow.revoke(&self.config.client_name(client)) {
+                    tracing::warn!("the server learns of it by silence alone: {error}");
+                }
                 self.state.first_death.get_or_insert(death);
             }
         }

@@ -140,7 +140,8 @@ impl Progress {
         let speed = self.round.tokens as f64 / elapsed;
         let loss =
             tally.round_row(self.round.number).and_then(|row| row.train_loss).map_or(String::new(), |loss| format!("loss {loss:.4}  "));
-        format!("{loss}{speed:.0} tokens/s{}", self.waiting_for(tally))
+        let (up, down) = tally.bytes();
+        format!("{loss}{speed:.0} tokens/s  up {}  down {}{}", bytes(up), bytes(down), self.waiting_for(tally))
     }
 
     /// Names those who are still at it when somebody has finished.

@@ -218,6 +218,11 @@ impl Tally {
         self.clients.values().map(|row| row.steps).sum()
     }
 
+    /// Bytes of all steps, from the clients and to them.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.clients.values().fold((0, 0), |(up, down), row| (up + row.bytes_up, down + row.bytes_down))
+    }
+
     /// The numbers, without the names and places that only the run knows.
     pub fn summary(&self) -> Summary {
         Summary {

@@ -63,10 +63,10 @@ pub fn spec(config: &Value) -> Result<ModelSpec, ConfigError> {
 
 fn check_heads(spec: &ModelSpec) -> Result<(), ConfigError> {
     let block = &spec.block;
-    if block.heads % block.kv_heads != 0 {
+    if !block.heads.is_multiple_of(block.kv_heads) {
         return Err(unsupported("num_key_value_heads", block.kv_heads, &format!("it must divide the {} query heads", block.heads)));
     }
-    if block.rotary.is_some() && block.head_dim % 2 != 0 {
+    if block.rotary.is_some() && !block.head_dim.is_multiple_of(2) {
         return Err(unsupported("head_dim", block.head_dim, "rotary positions need an even head size"));
     }
     Ok(())
@@ -124,7 +124,8 @@ impl Fields<'_> {
         let nested = Fields(self.get("rope_parameters").or(self.get("rope_scaling")).unwrap_or(&Value::Null));
         let theta = nested.number_or("rope_theta", self.number_or("rope_theta", 10_000.0));
         let kind = nested.text("rope_type").or(nested.text("type")).unwrap_or("default");
-        let number = |field: &str| nested.get(field).and_then(Value::as_f64).ok_or(ConfigError::Missing { field: format!("rope_scaling.{field}") });
+        let number =
+            |field: &str| nested.get(field).and_then(Value::as_f64).ok_or(ConfigError::Missing { field: format!("rope_scaling.{field}") });
         let scaling = match kind {
             "default" => RotaryScaling::None,
             "linear" => RotaryScaling::Linear { factor: number("factor")? },

@@ -24,7 +24,13 @@ pub fn configs() -> Vec<(&'static str, Value)> {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16
     });
     vec![
-        ("llama", llama("llama", json!({"architectures": ["LlamaForCausalLM"], "attention_bias": true, "mlp_bias": true, "rope_scaling": llama3}))),
+        (
+            "llama",
+            llama(
+                "llama",
+                json!({"architectures": ["LlamaForCausalLM"], "attention_bias": true, "mlp_bias": true, "rope_scaling": llama3}),
+            ),
+        ),
         ("mistral", llama("mistral", json!({"architectures": ["MistralForCausalLM"], "sliding_window": 5}))),
         ("qwen2", llama("qwen2", json!({"architectures": ["Qwen2ForCausalLM"], "head_dim": 12, "tie_word_embeddings": true}))),
         ("qwen3", llama("qwen3", json!({"architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "attention_bias": false}))),

@@ -14,10 +14,7 @@ const COMMANDS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
     /// Send the client its layers of global adapter `round`.
-    Adopt {
-        round: RoundId,
-        state: Arc<AdapterState>,
-    },
+    Adopt { round: RoundId, state: Arc<AdapterState> },
     /// Send this on the control stream.
     Say(Message),
 }

@@ -12,6 +12,7 @@ use cutlayer_wire::{
     AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameHeader, FrameKind, FrameLimits, Message, PROTOCOL_VERSION, PeerId,
     RefusalCode, ServerSession, SessionEvent, Weighting,
 };
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -45,11 +46,8 @@ pub(super) async fn serve_client(hub: Arc<Hub>, link: Link) {
         Ok(None) => {}
         Ok(Some((session, control, commands))) => {
             let session = Arc::new(session);
-            let reason = match session.run(control, commands).await {
-                Ok(reason) => reason,
-                Err(error) => error.to_string(),
-            };
-            session.end(&reason).await;
+            let outcome = session.run(control, commands).await;
+            session.end(outcome).await;
         }
         Err(error) => {
             (hub.events)(Event::Refused { peer: peer.to_hex(), reason: error.to_string() });
@@ -102,8 +100,7 @@ async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session, Control, 
     let (tail, samples) = (hello.tail, hello.samples);
     (hub.events)(Event::Joined { client, name: hello.name.clone(), peer_id: peer.to_hex(), cut: hello.cut, tail, samples });
     let joined = cutlayer_federation::Event::Joined { peer, client, keys: keys.clone() };
-    let session =
-        Session { hub: hub.clone(), link: link.clone(), peer, client, name: hello.name, order: Mutex::new(order), keys };
+    let session = Session { hub: hub.clone(), link: link.clone(), peer, client, name: hello.name, order: Mutex::new(order), keys };
     session.report(joined).await?;
     Ok(Some((session, control, commands)))
 }
@@ -118,11 +115,17 @@ fn judge(hub: &Hub, hello: &Message) -> Result<Hello, (RefusalCode, String)> {
         return Err((RefusalCode::Version, reason));
     }
     if (*base, usize::from(*blocks), *hidden as usize) != (hub.base, hub.spec.blocks, hub.spec.hidden) {
-        let reason = format!("the client's base model is {base} ({blocks} blocks of {hidden}), the run's is {}; use the run's model folder", hub.base);
+        let reason = format!(
+            "the client's base model is {base} ({blocks} blocks of {hidden}), the run's is {}; use the run's model folder",
+            hub.base
+        );
         return Err((RefusalCode::BaseModel, reason));
     }
     if cut.0 < hub.first_block {
-        return Err((RefusalCode::Cut, format!("cut {cut} is below block {}, the first that this server holds; raise the cut", hub.first_block)));
+        return Err((
+            RefusalCode::Cut,
+            format!("cut {cut} is below block {}, the first that this server holds; raise the cut", hub.first_block),
+        ));
     }
     if cut.0 + tail.unwrap_or(0) > *blocks {
         return Err((RefusalCode::Cut, format!("cut {cut} and a tail of {} do not fit {blocks} blocks", tail.unwrap_or(0))));
@@ -170,8 +173,7 @@ impl Session {
                     speaker.send(&message).await?;
                 }
                 Command::Adopt { round, state } => {
-                    let part: AdapterState =
-                        self.keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
+                    let part: AdapterState = self.keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
                     self.link.send_adapter(&AdapterFrame::new(round, 0.0, &self.hub.base, part)).await?;
                 }
             }
@@ -286,7 +288,13 @@ impl Session {
 
     /// Takes updates; no client weighs more than the work that the server saw it do.
     async fn take_updates(self: Arc<Self>) -> Result<String, NodeError> {
-        let shapes = lora::shapes(&self.hub.spec, &self.hub.plan.adapter, 0..self.hub.spec.blocks, true, crate::prepare::classes(&self.hub.plan.task))?;
+        let shapes = lora::shapes(
+            &self.hub.spec,
+            &self.hub.plan.adapter,
+            0..self.hub.spec.blocks,
+            true,
+            crate::prepare::classes(&self.hub.plan.task),
+        )?;
         let limits = AdapterLimits::for_values(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum());
         loop {
             let mut frame = self.link.recv_adapter(&limits).await?;
@@ -322,16 +330,19 @@ impl Session {
         self.hub.reports.send(event).await.map_err(|_| ended())
     }
 
-    /// Clears the client's place; its steps and its seat go, the round goes on.
-    async fn end(&self, reason: &str) {
+    /// Clears the client's place; its steps and its seat go, the round goes on. One that leaves because the run is over is no news.
+    async fn end(&self, outcome: Result<String, NodeError>) {
+        let reason = outcome.unwrap_or_else(|error| error.to_string());
         let client = self.client;
         self.hub.turns.leave(client);
         self.hub.roster.leave(&self.peer);
         // Both fail only when the run is over, and then nobody needs them.
         let _ = self.hub.edge.run("unseat", move |edge| edge.unseat(client)).await;
-        let _ = self.report(cutlayer_federation::Event::Left { peer: self.peer, reason: reason.into() }).await;
-        (self.hub.events)(Event::Left { client, name: self.name.clone(), reason: reason.into() });
-        self.link.close(reason).await;
+        let _ = self.report(cutlayer_federation::Event::Left { peer: self.peer, reason: reason.clone() }).await;
+        if !self.hub.over.load(Ordering::Relaxed) {
+            (self.hub.events)(Event::Left { client, name: self.name.clone(), reason: reason.clone() });
+        }
+        self.link.close(&reason).await;
     }
 }
 

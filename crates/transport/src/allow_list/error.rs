@@ -23,7 +23,10 @@ pub enum AllowListError {
         reason: String,
     },
     /// A name that could not be told from a key, or not be shown.
-    #[error("{name:?} cannot name a client: use 1 to {} letters, digits, spaces or punctuation, and not a key", super::list::NAME_CHARS_MAX)]
+    #[error(
+        "{name:?} cannot name a client: use 1 to {} letters, digits, spaces or punctuation, and not a key",
+        super::list::NAME_CHARS_MAX
+    )]
     Name {
         /// The name asked for.
         name: String,

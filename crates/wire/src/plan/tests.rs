@@ -1,3 +1,5 @@
+//! Plans that can be carried out, plans that cannot, and both spellings of them.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Sessions in order and out of it, on both sides.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;
