@@ -88,7 +88,9 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
         }
         if is_evaluated(plan, round) && !held_out.is_empty() {
             let sums = whole.evaluate(&held_out)?;
-            events(Event::evaluated(round, &sums));
+            if let Some(event) = Event::evaluated(round, &sums) {
+                events(event);
+            }
             report.evaluations.push((round, sums));
         }
         if stop.is_triggered() {
@@ -96,7 +98,8 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
         }
     }
     PeftFolder::write(&config.out, &peft_config(plan, &config.model)?, &whole.stage.adapter().state())?;
-    events(Event::Finished { rounds: report.rounds, reason: "done".into() });
+    let reason = if stop.is_triggered() { "the run was stopped" } else { "all rounds are done" };
+    events(Event::Finished { rounds: report.rounds, reason: reason.into() });
     Ok(report)
 }
 

@@ -138,9 +138,10 @@ pub enum Event {
 }
 
 impl Event {
-    /// The scores of a round's global adapter.
-    pub fn evaluated(round: u32, sums: &EvalSums) -> Self {
-        let loss = sums.mean_loss().unwrap_or(f64::NAN);
-        Self::Evaluated { round, loss, perplexity: loss.exp(), accuracy: sums.accuracy().unwrap_or(f64::NAN), scored: sums.scored }
+    /// The scores of a round's global adapter; `None` where nothing was scored.
+    pub fn evaluated(round: u32, sums: &EvalSums) -> Option<Self> {
+        let (loss, accuracy) = (sums.mean_loss()?, sums.accuracy()?);
+        // JSON has no infinity.
+        Some(Self::Evaluated { round, loss, perplexity: loss.exp().min(f64::MAX), accuracy, scored: sums.scored })
     }
 }

@@ -252,10 +252,14 @@ impl Driver {
             }
             Action::Commit { round, state, summary } => self.commit(round, state, &summary).await?,
             Action::EvalDone { round, sums, .. } => {
-                (self.hub.events)(Event::evaluated(round.0, &sums));
+                if let Some(event) = Event::evaluated(round.0, &sums) {
+                    (self.hub.events)(event);
+                }
                 self.report.evaluations.push((round.0, sums));
             }
             Action::Missing { round, peers, waited_ms, .. } => {
+                // In lockstep nobody waits for a step that may never come.
+                peers.iter().filter_map(|peer| roster.client(peer)).for_each(|client| self.hub.turns.leave(client));
                 let missing = peers.iter().map(|peer| roster.name(peer)).collect();
                 (self.hub.events)(Event::Late { round: round.0, missing, waited_ms });
             }

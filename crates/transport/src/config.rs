@@ -1,5 +1,6 @@
 //! How a QUIC connection is set up for tensors: every bound with its reason.
 
+use crate::closing::{Closing, UntilClosing};
 use quinn::congestion::CubicConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
@@ -83,8 +84,8 @@ impl LinkConfig {
         self.idle_timeout.clamp(IDLE_TIMEOUT_MIN, IDLE_TIMEOUT_MAX)
     }
 
-    /// One connection's side of it.
-    pub(crate) fn transport(&self) -> Arc<TransportConfig> {
+    /// One connection's side of it; `closing` is that connection's.
+    pub(crate) fn transport(&self, closing: Closing) -> Arc<TransportConfig> {
         let bytes = |bytes: u64| VarInt::from_u64(bytes).expect("a few windows are far below 2^62 bytes");
         let idle = IdleTimeout::try_from(self.idle()).expect("a day is far below 2^62 ms");
         let link_bytes = self.window_bytes() * WINDOWS_PER_LINK;
@@ -106,7 +107,7 @@ impl LinkConfig {
             .max_idle_timeout(Some(idle))
             // Cubic: it shares a link fairly with the world's TCP, and quinn calls its BBR experimental. On loopback both are as fast;
             // links with loss were not measured.
-            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .congestion_controller_factory(Arc::new(UntilClosing { cubic: Arc::new(CubicConfig::default()), closing }))
             .mtu_discovery_config(Some(mtu))
             // Nothing of ours may be lost: no datagrams.
             .datagram_receive_buffer_size(None);
@@ -142,7 +143,7 @@ mod tests {
     fn silly_timeouts_are_bounded() {
         for idle_timeout in [Duration::ZERO, Duration::MAX] {
             let config = LinkConfig { idle_timeout, ..LinkConfig::default() };
-            let _ = config.transport();
+            let _ = config.transport(Closing::default());
             assert!((IDLE_TIMEOUT_MIN..=IDLE_TIMEOUT_MAX).contains(&config.idle()));
         }
     }

@@ -1,5 +1,6 @@
 //! The client's side of a handshake: in, or a sentence that says why not.
 
+use crate::closing::Closing;
 use crate::config::LinkConfig;
 use crate::error::{LinkError, Place};
 use crate::identity::{CERTIFICATE_NAME, Identity};
@@ -33,8 +34,9 @@ pub async fn connect(
     let endpoint = socket::open(own, None).map_err(|error| LinkError::Bind { addr: own, reason: error.to_string() })?;
     let found = FoundServer::default();
     let mut tls = client_config(identity, server, token, found.clone())?;
-    tls.transport_config(config.transport());
-    let caller = Caller { place: Place { addr, own: identity.peer_id() }, server, found, config };
+    let closing = Closing::default();
+    tls.transport_config(config.transport(closing.clone()));
+    let caller = Caller { place: Place { addr, own: identity.peer_id() }, server, found, config, closing };
     let line = tokio::time::timeout(config.handshake_wait, caller.shake_hands(&endpoint, tls)).await;
     let line = line.map_err(|_| caller.unreachable())??;
     Ok(Link::new(Arc::new(line), server, Some(endpoint)))
@@ -46,6 +48,7 @@ struct Caller<'a> {
     server: PeerId,
     found: FoundServer,
     config: &'a LinkConfig,
+    closing: Closing,
 }
 
 impl Caller<'_> {
@@ -54,7 +57,7 @@ impl Caller<'_> {
         let connecting = endpoint.connect_with(tls, addr, CERTIFICATE_NAME);
         let connecting = connecting.map_err(|error| LinkError::Address { addr, reason: error.to_string() })?;
         let connection = connecting.await.map_err(|error| self.error(error))?;
-        let line = Line { connection, place: self.place, config: self.config.clone() };
+        let line = Line { connection, place: self.place, config: self.config.clone(), closing: self.closing.clone() };
         // In TLS 1.3 a client is done before the server has judged its certificate: only this says that we are in.
         let mut greeting = line.connection.accept_uni().await.map_err(|error| self.error(error))?;
         let bytes: [u8; GREETING.len()] = line.read_header(&mut greeting, self.config.handshake_wait, during).await?;

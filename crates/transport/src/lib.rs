@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod allow_list;
+mod closing;
 mod config;
 mod connect;
 mod control;

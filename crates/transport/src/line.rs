@@ -2,10 +2,11 @@
 //!
 //! This must never allocate for a length that was not checked before, nor wait without a bound.
 
+use crate::closing::Closing;
 use crate::config::LinkConfig;
 use crate::error::{LinkError, Place};
 use bytes::Bytes;
-use quinn::{Connection, ReadError, ReadExactError, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use std::time::Duration;
 
 /// Read at a time, in bytes.
@@ -19,9 +20,23 @@ pub(crate) struct Line {
     pub connection: Connection,
     pub place: Place,
     pub config: LinkConfig,
+    pub closing: Closing,
+}
+
+impl Drop for Line {
+    /// The connection, if it is open still, closes with its last handle.
+    fn drop(&mut self) {
+        self.closing.begin();
+    }
 }
 
 impl Line {
+    /// Closes the connection. What is still being sent is thrown away.
+    pub fn close(&self, code: VarInt, reason: &[u8]) {
+        self.closing.begin();
+        self.connection.close(code, reason);
+    }
+
     /// `work`, given up after `wait`.
     pub async fn within<T>(
         &self,

@@ -1,7 +1,7 @@
 //! One authenticated connection: streams for control, steps and adapters.
 
 use crate::control::Control;
-use crate::error::LinkError;
+use crate::error::{LinkError, close};
 use crate::line::Line;
 use crate::outbox::Outbox;
 use crate::step::StepStream;
@@ -139,7 +139,7 @@ impl Link {
     /// Ends the connection with a reason that the peer reads, and waits until that is on its way. What is still being sent is
     /// thrown away: see [`Control::finish`].
     pub async fn close(&self, reason: &str) {
-        self.line.connection.close(crate::error::close::REASON, reason.as_bytes());
+        self.line.close(close::REASON, reason.as_bytes());
         if let Some(endpoint) = &self.endpoint {
             // Past this wait the peer learns of the end by its idle timeout.
             let _ = tokio::time::timeout(CLOSE_WAIT, endpoint.wait_idle()).await;

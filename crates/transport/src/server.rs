@@ -1,6 +1,7 @@
 //! The listening side: handshakes apart from each other, tokens redeemed, peers thrown out when they are revoked.
 
 use crate::allow_list::{AllowList, Verdict};
+use crate::closing::Closing;
 use crate::config::LinkConfig;
 use crate::error::{LinkError, Place, close};
 use crate::identity::Identity;
@@ -27,6 +28,8 @@ const HANDSHAKES_MAX: usize = 128;
 const HANDSHAKES_UNPROVEN_MAX: usize = 32;
 /// Connections at once; a client beyond them is told to come back.
 const CONNECTIONS_MAX: usize = 4096;
+/// What peers are told when a server ends.
+const ENDED: &[u8] = b"the server has ended";
 /// How often the list is looked at for peers that were thrown out.
 const REVOCATION_CHECK: Duration = Duration::from_secs(1);
 
@@ -37,6 +40,7 @@ pub struct Server {
     endpoint: Endpoint,
     local: SocketAddr,
     accepted: mpsc::Receiver<Result<Link, LinkError>>,
+    live: Live,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -45,7 +49,7 @@ impl Server {
     pub fn bind(addr: SocketAddr, identity: &Identity, allow: Arc<AllowList>, config: &LinkConfig) -> Result<Self, LinkError> {
         let tls = ServerTls::new(identity, allow.clone())?;
         let mut base = quinn::ServerConfig::with_crypto(tls.config(Judgement::default())?);
-        base.transport_config(config.transport());
+        base.transport_config(config.transport(Closing::default()));
         let failed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::AddrInUse => LinkError::AddressInUse { addr },
             _ => LinkError::Bind { addr, reason: error.to_string() },
@@ -56,8 +60,8 @@ impl Server {
         let live = Live::default();
         let (handshakes, config) = (Arc::new(Semaphore::new(HANDSHAKES_MAX)), config.clone());
         let door = Door { own: identity.peer_id(), tls, base, allow: allow.clone(), config, links, live: live.clone(), handshakes };
-        let tasks = [tokio::spawn(Arc::new(door).stand_open(endpoint.clone())), tokio::spawn(watch(allow, live))];
-        Ok(Self { endpoint, local, accepted, tasks })
+        let tasks = [tokio::spawn(Arc::new(door).stand_open(endpoint.clone())), tokio::spawn(watch(allow, live.clone()))];
+        Ok(Self { endpoint, local, accepted, live, tasks })
     }
 
     /// Where it listens; the port is real even if 0 was asked for.
@@ -82,7 +86,9 @@ impl Server {
 
     fn shut(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.endpoint.close(close::REASON, b"the server has ended");
+        self.live.close_all(ENDED);
+        // Those that are still in their handshakes.
+        self.endpoint.close(close::REASON, ENDED);
     }
 }
 
@@ -101,12 +107,20 @@ impl Live {
         self.0.lock().expect("no holder of this lock panics").push((peer, Arc::downgrade(line)));
     }
 
+    fn close_all(&self, reason: &[u8]) {
+        for (_, line) in self.0.lock().expect("no holder of this lock panics").drain(..) {
+            if let Some(line) = line.upgrade() {
+                line.close(close::REASON, reason);
+            }
+        }
+    }
+
     /// Closes the connections of peers that may not stay, and forgets those that have ended.
     fn sweep(&self, allow: &AllowList) {
         self.0.lock().expect("no holder of this lock panics").retain(|(peer, line)| match line.upgrade() {
             Some(line) if allow.is_allowed(peer) => line.connection.close_reason().is_none(),
             Some(line) => {
-                line.connection.close(close::REVOKED, b"this key was revoked");
+                line.close(close::REVOKED, b"this key was revoked");
                 false
             }
             None => false,
@@ -184,7 +198,8 @@ impl Door {
     }
 
     async fn shake_hands(&self, incoming: Incoming, judgement: &Judgement) -> Result<Link, String> {
-        let mut config = self.base.clone();
+        let (mut config, closing) = (self.base.clone(), Closing::default());
+        config.transport_config(self.config.transport(closing.clone()));
         config.crypto = self.tls.config(judgement.clone()).map_err(|error| error.to_string())?;
         let failed = |error: quinn::ConnectionError| format!("its handshake failed: {error}");
         let connection = incoming.accept_with(Arc::new(config)).map_err(failed)?.await.map_err(failed)?;
@@ -197,7 +212,7 @@ impl Door {
         // Finishing a stream that was not finished cannot fail.
         let _ = greeting.finish();
         let place = Place { addr: connection.remote_address(), own: self.own };
-        let line = Arc::new(Line { connection, place, config: self.config.clone() });
+        let line = Arc::new(Line { connection, place, config: self.config.clone(), closing });
         self.live.add(peer, &line);
         Ok(Link::new(line, peer, None))
     }

@@ -1,4 +1,4 @@
-//! Paths of a run file: `$CUTLAYER_DATA` is expanded, a relative path starts at the file's folder, all end up absolute.
+//! Paths of a run file: `$CUTLAYER_DATA` and `~` are expanded, a relative path starts at the file's folder, all end up absolute.
 
 use super::{ConfigError, RunConfig};
 use cutlayer_data::{HeldOut, Source};
@@ -42,6 +42,10 @@ fn absolute(path: &Path, folder: &Path, data: &Path) -> Result<PathBuf, ConfigEr
     let variable = first.strip_prefix('$').map(|name| name.trim_start_matches('{').trim_end_matches('}'));
     let joined = match variable {
         Some(DATA_VARIABLE) => data.join(parts.as_path()),
+        None if first == "~" => match std::env::home_dir() {
+            Some(home) => home.join(parts.as_path()),
+            None => return Err(unusable("this user has no home folder; write the path out")),
+        },
         Some(_) => return Err(unusable("only $CUTLAYER_DATA is expanded; write the path out")),
         None => folder.join(path),
     };
@@ -79,6 +83,7 @@ mod tests {
         check("/m", "/m");
         check("$CUTLAYER_DATA/e2e", "/data/e2e");
         check("${CUTLAYER_DATA}/e2e", "/data/e2e");
+        check("~/m", &std::env::home_dir().expect("tests have a home").join("m").to_string_lossy());
     }
 
     /// Goal: a variable that is not expanded is no folder of that name. Method: another variable.

@@ -39,6 +39,15 @@ struct Session {
     keys: Vec<String>,
 }
 
+/// What a step came to on the server.
+struct Served {
+    /// The last frame owed to the client.
+    answer: Frame,
+    bytes_up: u64,
+    bytes_down: u64,
+    compute_ms: f64,
+}
+
 /// Serves one connection from hello to goodbye.
 pub(super) async fn serve_client(hub: Arc<Hub>, link: Link) {
     let peer = link.peer();
@@ -226,13 +235,11 @@ impl Session {
             self.hub.turns.done(self.client);
         }
         match outcome {
-            Ok(Some((answer, up, compute_ms))) => {
-                let told = answer.header;
-                stream.send(answer).await?;
+            Ok(Some(served)) => {
                 if train {
-                    self.tell(&header, &told, up, wait_ms, compute_ms).await;
+                    self.tell(&header, &served, wait_ms).await;
                 }
-                Ok(())
+                Ok(stream.send(served.answer).await?)
             }
             Ok(None) => Ok(()),
             Err(error) => {
@@ -244,34 +251,35 @@ impl Session {
         }
     }
 
-    /// The server's computation: for a U-shape the client's turn comes in between. Returns the last answer, the bytes that came
-    /// up, and the milliseconds computed; `None` where a U-shaped evaluation leaves nothing to answer.
-    async fn compute(&self, stream: &mut StepStream, opened: Frame) -> Result<Option<(Frame, u64, f64)>, NodeError> {
+    /// The server's computation; for a U-shape the client's turn comes in between. `None` where a U-shaped evaluation leaves
+    /// nothing to answer.
+    async fn compute(&self, stream: &mut StepStream, opened: Frame) -> Result<Option<Served>, NodeError> {
         let client = self.client;
         let train = opened.header.flags.has(FrameFlags::TRAIN);
-        let mut up = opened.header.payload_bytes;
         let opened = Arc::new(opened);
         let at = opened.clone();
-        let (answer, mut ms) = self.hub.edge.run("step", move |edge| timed(|| edge.open(client, &at))).await?;
+        let (answer, compute_ms) = self.hub.edge.run("step", move |edge| timed(|| edge.open(client, &at))).await?;
         let answer = answer?;
+        let (bytes_up, bytes_down) = (opened.header.payload_bytes, answer.header.payload_bytes);
         if answer.header.kind != FrameKind::Hidden {
-            return Ok(Some((answer, up, ms)));
+            return Ok(Some(Served { answer, bytes_up, bytes_down, compute_ms }));
         }
         stream.send(answer).await?;
         if !train {
             return Ok(None);
         }
         let gradient = stream.recv(&self.limits().answering(&opened.header)).await?;
-        up += gradient.header.payload_bytes;
-        let (answer, more) = self.hub.edge.run("backward", move |edge| timed(|| edge.close(client, &opened, &gradient))).await?;
-        ms += more;
-        Ok(Some((answer?, up, ms)))
+        let bytes_up = bytes_up + gradient.header.payload_bytes;
+        let (answer, more_ms) = self.hub.edge.run("backward", move |edge| timed(|| edge.close(client, &opened, &gradient))).await?;
+        let answer = answer?;
+        let bytes_down = bytes_down + answer.header.payload_bytes;
+        Ok(Some(Served { answer, bytes_up, bytes_down, compute_ms: compute_ms + more_ms }))
     }
 
-    async fn tell(&self, header: &FrameHeader, answer: &FrameHeader, bytes_up: u64, wait_ms: f64, compute_ms: f64) {
+    async fn tell(&self, header: &FrameHeader, served: &Served, wait_ms: f64) {
         let client = self.client;
         let Ok(work) = self.hub.edge.run("count", move |edge| edge.work(client)).await else { return };
-        let sums = answer.sums();
+        let sums = served.answer.header.sums();
         (self.hub.events)(Event::Step {
             client,
             round: header.round.0,
@@ -279,10 +287,10 @@ impl Session {
             loss: sums.mean_loss(),
             tokens: header.tokens,
             scored: sums.scored as u32,
-            bytes_up,
-            bytes_down: answer.payload_bytes,
+            bytes_up: served.bytes_up,
+            bytes_down: served.bytes_down,
             wait_ms,
-            compute_ms,
+            compute_ms: served.compute_ms,
         });
     }
 

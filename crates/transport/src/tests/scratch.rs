@@ -49,9 +49,11 @@ async fn speed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn words() {
-    if std::env::var_os("LOGS").is_some() { tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(std::io::stdout).init(); }
+    if std::env::var_os("LOGS").is_some() {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(std::io::stdout).init();
+    }
     for _ in 0..20 {
- println!("=====");
+        println!("=====");
         let mut house = House::open();
         let (client, server) = house.connected().await;
         let mut control = client.open_control().await.expect("a stream");

@@ -195,19 +195,43 @@ async fn last_words_arrive() {
     soon(leaving).await.expect("no panic");
 }
 
+/// Goal: a client that is stopped in the middle of a step is gone at once, not after the idle timeout. Method: close, at several
+/// moments, while 64 MiB are on their way and the server reads them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_goodbye_overtakes_what_is_on_its_way() {
+    let mut house = House::open();
+    for wait_ms in 0..10 {
+        let (client, server) = house.connected().await;
+        let reading = tokio::spawn(async move {
+            let mut served = server.accept_step().await?;
+            served.recv(&limits(256 << 10)).await
+        });
+        let mut stream = client.open_step().await.expect("a stream");
+        let sending = async { stream.send(frame(256 << 10)).await };
+        // The rest of it is thrown away with the connection.
+        let _ = tokio::time::timeout(Duration::from_millis(wait_ms), sending).await;
+        client.close("stopped by its user").await;
+        let error = soon(reading).await.expect("no panic").expect_err("64 MiB take longer").to_string();
+        assert!(error.ends_with("closed the connection: stopped by its user"), "after {wait_ms} ms: {error}");
+    }
+}
+
 /// Goal: a link is closed by dropping it. Method: drop each side's, with an adapter still under way.
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_a_link_closes_it() {
     let mut house = House::open();
-    let (client, server) = house.connected().await;
-    client.send_adapter(&adapter(ROUND, 8_000_000)).await.expect("handed over");
-    drop(client);
-    let error = soon(server.closed()).await;
-    assert!(matches!(error, LinkError::Closed { .. }), "{error}");
-    let (client, server) = house.connected().await;
-    drop(server);
-    let error = soon(client.closed()).await;
-    assert!(matches!(error, LinkError::Closed { .. }), "{error}");
+    for _ in 0..10 {
+        let (client, server) = house.connected().await;
+        client.send_adapter(&adapter(ROUND, 8_000_000)).await.expect("handed over");
+        drop(client);
+        let error = soon(server.closed()).await;
+        assert!(matches!(error, LinkError::Closed { .. }), "{error}");
+        let (client, server) = house.connected().await;
+        server.send_adapter(&adapter(ROUND, 8_000_000)).await.expect("handed over");
+        drop(server);
+        let error = soon(client.closed()).await;
+        assert!(matches!(error, LinkError::Closed { .. }), "{error}");
+    }
 }
 
 /// Goal: large datagrams where the path takes them. Method: count what a 16 MiB step costs over loopback.
