@@ -7,7 +7,7 @@ use super::output::Output;
 use clap::Args;
 use cutlayer_data::Record;
 use cutlayer_lab::{RunConfig, held_out, resolve_labels};
-use cutlayer_node::evaluate;
+use cutlayer_node::Scorer;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,9 @@ pub(crate) struct EvalArgs {
     /// PEFT folder to put on the model; without one, the base is scored
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Also write ids and logits of one record here (safetensors), to hold other frameworks against
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
     /// Sequences in a batch [key: train.sequences]
@@ -43,7 +46,11 @@ pub(crate) fn run(args: EvalArgs, output: &Output) -> anyhow::Result<Exit> {
     let records = records(&args, &config)?;
     let (model, task) = (config.model_path()?, config.task()?);
     output.say(&format!("{} records on {}", records.len(), config.server.device));
-    let sums = evaluate(&model, args.adapter.as_deref(), config.server.device, &records, &config.batch(), &task)?;
+    let mut scorer = Scorer::load(&model, args.adapter.as_deref(), config.server.device, &config.batch(), &task)?;
+    if let Some(file) = &args.logits {
+        scorer.write_logits(&records, file)?;
+    }
+    let sums = scorer.score(&records)?;
     let (loss, accuracy) = (sums.mean_loss(), sums.accuracy());
     let value = json!({
         "model": model,

@@ -7,7 +7,7 @@ use crate::prepare::{ClientData, Prepared, classes, evaluation, prepare};
 use crate::schedule::StepClock;
 use crate::stop::Stop;
 use cutlayer_data::{Batch, Record};
-use cutlayer_model::{DeviceChoice, Frozen, Input, Mode, ModelFolder, Parts, PeftFolder, Rows, Stage, read_spec};
+use cutlayer_model::{DeviceChoice, Frozen, Input, Mode, ModelFolder, Parts, PeftFolder, Rows, Stage, read_spec, write_logits};
 use cutlayer_wire::{BatchSpec, EvalSums, Layout, LoraSpec, Plan, StepId, Task};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -143,26 +143,48 @@ fn join(batches: impl Iterator<Item = Batch>) -> Batch {
         .expect("a run has at least one client")
 }
 
-/// Scores a model, with or without an adapter, on `records`.
+/// A model, with or without an adapter, to score records on.
 ///
-/// Where `task` is a classification, an adapter must bring its classifier.
-pub fn evaluate(
-    model: &Path,
-    adapter: Option<&Path>,
-    device: DeviceChoice,
-    records: &[Record],
-    batch: &BatchSpec,
-    task: &Task,
-) -> Result<EvalSums, NodeError> {
-    let folder = ModelFolder::open(model)?;
-    let spec = read_spec(&folder)?;
-    let lora = match adapter {
-        Some(adapter) => PeftFolder::read(adapter)?.0.lora,
-        None => LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec![] },
-    };
-    let state = starting(&spec, task, &lora, 0, adapter)?;
-    let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device.open()?)?);
-    let stage = Stage::new(frozen, 0..spec.blocks, true, &lora, &state)?;
-    let mut whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0 };
-    whole.evaluate(&evaluation(model, records, task, batch)?)
+/// Where the task is a classification, the adapter must bring its classifier.
+pub struct Scorer {
+    whole: Whole,
+    model: PathBuf,
+    batch: BatchSpec,
+    task: Task,
+}
+
+impl Scorer {
+    /// Loads the model and the PEFT folder.
+    pub fn load(model: &Path, adapter: Option<&Path>, device: DeviceChoice, batch: &BatchSpec, task: &Task) -> Result<Self, NodeError> {
+        let folder = ModelFolder::open(model)?;
+        let spec = read_spec(&folder)?;
+        let lora = match adapter {
+            Some(adapter) => PeftFolder::read(adapter)?.0.lora,
+            None => LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec![] },
+        };
+        let state = starting(&spec, task, &lora, 0, adapter)?;
+        let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device.open()?)?);
+        let stage = Stage::new(frozen, 0..spec.blocks, true, &lora, &state)?;
+        let whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0 };
+        Ok(Self { whole, model: model.into(), batch: *batch, task: task.clone() })
+    }
+
+    /// Sums over `records`.
+    pub fn score(&mut self, records: &[Record]) -> Result<EvalSums, NodeError> {
+        self.whole.evaluate(&evaluation(&self.model, records, &self.task, &self.batch)?)
+    }
+
+    /// Writes ids and logits of the first of `records` that can be scored, as [`write_logits`] does, for other frameworks to be
+    /// held against.
+    pub fn write_logits(&self, records: &[Record], file: &Path) -> Result<(), NodeError> {
+        let batch = BatchSpec { sequences: 1, ..self.batch };
+        let batches = evaluation(&self.model, records, &self.task, &batch)?;
+        let Some(first) = batches.last() else {
+            return Err(NodeError::Task("none of the records can be scored, so that there are no logits to write".into()));
+        };
+        let rows = Rows::new(&first.lengths, false, self.whole.stage.frozen().spec().positions_max)?;
+        let logits = self.whole.stage.logits(0..self.whole.blocks, Input::Tokens(&first.ids), &rows)?;
+        write_logits(file, &first.ids, &logits, self.task == Task::CausalLm).map_err(cutlayer_model::PeftError::from)?;
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! The client and the server of a split run: the two loops, nothing clever.
 //!
 //! [`serve`] and [`join`] do the job over a network, [`central`] does it uncut in one process to measure them against, and
-//! [`evaluate`] scores a model with an adapter. What happens is told as [`Event`]s.
+//! [`Scorer`] scores a model with an adapter. What happens is told as [`Event`]s.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ mod side;
 mod stop;
 mod turn;
 
-pub use central::{CentralConfig, CentralReport, central, evaluate};
+pub use central::{CentralConfig, CentralReport, Scorer, central};
 pub use client::{JoinConfig, JoinReport, join};
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
