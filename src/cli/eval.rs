@@ -82,7 +82,7 @@ fn records(args: &EvalArgs, config: &RunConfig) -> anyhow::Result<Vec<Record>> {
         None => held_out(config)?,
     };
     if records.is_empty() {
-        return Err(Failure::new(Exit::Usage, "the run file holds nothing out: set data.held_out in it, or give --data FILE"));
+        return Err(Failure::because(Exit::Usage, "the run file holds nothing out: set data.held_out in it, or give --data FILE"));
     }
     Ok(records)
 }

@@ -63,7 +63,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// The error with this code and these words.
-    pub fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    pub fn because(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         Self { exit, message: message.into() }.into()
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         let cause = NodeError::Cut { cut: 9, tail: 0, blocks: 5 };
         let error = Err::<(), _>(LabError::from(cause)).context("while starting").expect_err("an error");
         assert_eq!(of(&error), Exit::Usage);
-        assert_eq!(of(&Failure::new(Exit::Network, "away")), Exit::Network);
+        assert_eq!(of(&Failure::because(Exit::Network, "away")), Exit::Network);
         assert_eq!(of(&anyhow::anyhow!("something")), Exit::Training);
     }
 

@@ -116,7 +116,7 @@ fn records(args: &JoinArgs, config: &RunConfig) -> anyhow::Result<ClientData> {
     }
     match args.client {
         Some(index) => Ok(data_of_client(config, index)?),
-        None => Err(Failure::new(Exit::Usage, "there is nothing to train on: give --data FILE, or a run file and --client N")),
+        None => Err(Failure::because(Exit::Usage, "there is nothing to train on: give --data FILE, or a run file and --client N")),
     }
 }
 

@@ -28,7 +28,7 @@ impl KeyStore {
             return Ok(folder.clone());
         }
         let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
-        home.map(|home| home.join(KEYS_FALLBACK)).ok_or_else(|| Failure::new(Exit::Usage, "there is no home folder; give --keys DIR"))
+        home.map(|home| home.join(KEYS_FALLBACK)).ok_or_else(|| Failure::because(Exit::Usage, "there is no home folder; give --keys DIR"))
     }
 
     /// The identity, made now if there is none.

@@ -26,7 +26,7 @@ pub(crate) struct MergeArgs {
 pub(crate) fn run(args: MergeArgs, output: &Output) -> anyhow::Result<Exit> {
     if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         let message = format!("{} is not empty; give another folder, or empty it", args.out.display());
-        return Err(Failure::new(Exit::Usage, message));
+        return Err(Failure::because(Exit::Usage, message));
     }
     let report = merge(&ModelFolder::open(&args.model)?, &args.adapter, &args.out)?;
     let value = json!({

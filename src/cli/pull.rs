@@ -54,7 +54,7 @@ pub(crate) fn run(args: PullArgs, output: &Output) -> Result<Exit> {
     let (organisation, name) = args.model.split_once('/').unwrap_or_default();
     if organisation.is_empty() || name.is_empty() || name.contains('/') {
         let message = format!("`{}` is no model name; write ORG/NAME as on huggingface.co, such as HuggingFaceTB/SmolLM2-135M", args.model);
-        return Err(Failure::new(Exit::Usage, message));
+        return Err(Failure::because(Exit::Usage, message));
     }
     let explain = |error: &ApiError| explain(error, &args);
     let mut builder = ApiBuilder::from_env().with_progress(output.is_watched()).with_retries(RETRIES_MAX);
@@ -68,7 +68,7 @@ pub(crate) fn run(args: PullArgs, output: &Output) -> Result<Exit> {
     let wanted = wanted(&present);
     if !wanted.iter().any(|file| file.ends_with(".safetensors")) {
         let message = format!("{} has no safetensors weights, the only kind read here; look for a converted copy", args.model);
-        return Err(Failure::new(Exit::ModelOrData, message));
+        return Err(Failure::because(Exit::ModelOrData, message));
     }
     output.say(&format!("{} at {}: {} files", args.model, info.sha, wanted.len()));
     let fetched = fetch(&repo, &wanted, output, explain)?;
@@ -107,7 +107,7 @@ fn fetch(
 }
 
 fn copy_to(folder: &Path, files: &[(String, PathBuf)]) -> Result<PathBuf> {
-    let unwritable = |error: std::io::Error| Failure::new(Exit::ModelOrData, format!("cannot write to {}: {error}", folder.display()));
+    let unwritable = |error: std::io::Error| Failure::because(Exit::ModelOrData, format!("cannot write to {}: {error}", folder.display()));
     std::fs::create_dir_all(folder).map_err(unwritable)?;
     for (name, path) in files {
         std::fs::copy(path, folder.join(name)).map_err(unwritable)?;
@@ -135,7 +135,7 @@ fn explain(error: &ApiError, args: &PullArgs) -> anyhow::Error {
     } else {
         (Exit::Network, "check the network, or name a mirror in HF_ENDPOINT; what was fetched so far is kept".to_owned())
     };
-    Failure::new(exit, format!("cannot fetch {}: {advice} ({text})", args.model))
+    Failure::because(exit, format!("cannot fetch {}: {advice} ({text})", args.model))
 }
 
 #[cfg(test)]

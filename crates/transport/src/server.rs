@@ -100,7 +100,10 @@ impl Drop for Server {
 
 /// The connections that are in, for as long as somebody uses them.
 #[derive(Clone, Default)]
-struct Live(Arc<Mutex<Vec<(PeerId, Weak<Line>)>>>);
+struct Live(Arc<Mutex<Lines>>);
+
+/// Peers and their connections, as long as these live.
+type Lines = Vec<(PeerId, Weak<Line>)>;
 
 impl Live {
     fn add(&self, peer: PeerId, line: &Arc<Line>) {

@@ -38,7 +38,7 @@ pub enum ConfigError {
     },
 }
 
-/// Every `model_type` that [`spec`] understands.
+/// Every `model_type` that is understood.
 pub const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bert"];
 
 /// Largest size accepted from a config, so that a corrupt one cannot ask for the machine's memory.
