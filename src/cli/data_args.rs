@@ -46,7 +46,8 @@ impl DataArgs {
     }
 
     fn source(&self, path: &Path) -> Result<Source> {
-        let path = std::path::absolute(path).map_err(|error| Failure::because(Exit::ModelOrData, format!("{}: {error}", path.display())))?;
+        let path =
+            std::path::absolute(path).map_err(|error| Failure::because(Exit::ModelOrData, format!("{}: {error}", path.display())))?;
         let mut source = Source::new(path);
         source.text.clone_from(&self.text);
         source.prompt.clone_from(&self.prompt);

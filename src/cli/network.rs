@@ -11,7 +11,10 @@ const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 pub(crate) fn resolve(text: &str) -> Result<SocketAddr> {
     let refused = |reason: String| Failure::because(Exit::Network, format!("--server {text}: {reason}"));
     if !text.contains(':') {
-        return Err(Failure::because(Exit::Usage, format!("--server {text}: the port is missing; write {text}:PORT as the server printed it")));
+        return Err(Failure::because(
+            Exit::Usage,
+            format!("--server {text}: the port is missing; write {text}:PORT as the server printed it"),
+        ));
     }
     let mut addresses = text.to_socket_addrs().map_err(|error| refused(format!("{error}; check the name, or write the IP address")))?;
     addresses.next().ok_or_else(|| refused("the name has no address".into()))

@@ -37,7 +37,7 @@ impl RunConfig {
     /// Updates that make a round.
     fn updates_min(&self) -> u32 {
         let sampled = if self.clients.per_round == 0 { self.clients.count } else { self.clients.per_round };
-        if self.server.updates_min == 0 { sampled } else { self.server.updates_min }
+        if self.server.updates_min == 0 { sampled.div_ceil(2) } else { self.server.updates_min }
     }
 
     /// Blocks that client `index` runs from the bottom.

@@ -303,6 +303,7 @@ impl Client {
         if self.session.sent(&goodbye).is_ok() {
             let _ = self.control.send(&goodbye).await;
         }
+        self.control.finish().await;
         let stats = self.link.stats();
         self.report.bytes = (stats.bytes_sent, stats.bytes_received);
         if let (Some(out), Some(_)) = (&config.out, self.session.adapter_round()) {

@@ -151,12 +151,12 @@ pub async fn serve(
         clients_expected: config.clients_expected,
         edge,
         turns: Turns::default(),
-        roster: Roster::new(allow),
+        roster: Roster::new(allow, config.clients_expected),
         events,
         over: AtomicBool::new(false),
         reports,
     });
-    let driver = Driver { hub, coordinator, peft, out: config.out, started: Instant::now(), report: ServeReport::default() };
+    let driver = Driver { hub, coordinator, peft, out: config.out, started: Instant::now(), report: ServeReport::default(), trained: 0 };
     driver.run(server, inbox, stop).await
 }
 
@@ -175,6 +175,8 @@ struct Driver {
     out: PathBuf,
     started: Instant,
     report: ServeReport,
+    /// Rounds that changed the adapter.
+    trained: u32,
 }
 
 impl Driver {
@@ -206,6 +208,9 @@ impl Driver {
         self.hub.roster.wait_until_empty(LEAVE_WAIT).await;
         server.close().await;
         (self.hub.events)(Event::Finished { rounds: self.report.rounds, reason: self.report.reason.clone() });
+        if self.trained == 0 && self.hub.plan.rounds > 0 && !stopped {
+            return Err(NodeError::Ended { reason: format!("nothing was trained: {}", self.report.reason) });
+        }
         Ok(self.report)
     }
 
@@ -293,6 +298,7 @@ impl Driver {
         let adapter_bytes = state.values().map(|tensor| 4 * tensor.values.len() as u64).sum();
         self.hub.edge.run("install", move |edge| edge.install(state.as_ref().clone())).await??;
         self.report.rounds = round.0;
+        self.trained += u32::from(!summary.accepted.is_empty());
         for (peer, reason) in &summary.refused {
             tracing::warn!("round {round}: the update of {peer} does not count: {reason}");
         }

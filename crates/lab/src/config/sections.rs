@@ -156,7 +156,7 @@ pub struct ServerSection {
     pub aggregator: String,
     /// What an update weighs.
     pub weighting: Weighting,
-    /// Updates that make a round; 0 wants one of every sampled client.
+    /// Updates that make a round when the others are late or gone; 0 wants half of the sampled clients.
     pub updates_min: u32,
     /// How long it waits for all clients to join, in seconds.
     pub join_deadline_s: u64,

@@ -28,26 +28,50 @@ struct Seat {
 /// The clients of a run that are connected now.
 pub(crate) struct Roster {
     allow: Arc<AllowList>,
+    clients_max: u32,
     seats: Mutex<BTreeMap<PeerId, Seat>>,
+    /// The index that each peer was given: it gets the same one when it comes back.
+    given: Mutex<BTreeMap<PeerId, u32>>,
     left: Notify,
 }
 
 impl Roster {
-    pub fn new(allow: Arc<AllowList>) -> Self {
-        Self { allow, seats: Mutex::new(BTreeMap::new()), left: Notify::new() }
+    pub fn new(allow: Arc<AllowList>, clients_max: u32) -> Self {
+        Self { allow, clients_max, seats: Mutex::default(), given: Mutex::default(), left: Notify::new() }
     }
 
-    /// Takes a client in. Its index is its place in the allow-list, so that it is the same at every start of the run; `None` where
-    /// it is in already.
-    pub fn enter(&self, peer: PeerId, name: &str) -> Option<(u32, mpsc::Receiver<Command>)> {
+    /// Takes a client in, or says why not.
+    pub fn enter(&self, peer: PeerId, name: &str) -> Result<(u32, mpsc::Receiver<Command>), String> {
         let mut seats = self.lock();
         if seats.contains_key(&peer) {
-            return None;
+            return Err("this key is in the run already; give every client a key of its own".into());
         }
-        let client = self.allow.position(&peer)?;
+        let taken = |index: u32| seats.values().any(|seat| seat.client == index);
+        let client = self.index_for(peer, taken).ok_or_else(|| format!("the run has all its {} clients", self.clients_max))?;
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
         seats.insert(peer, Seat { client, name: name.into(), commands });
-        Some((client, queue))
+        Ok((client, queue))
+    }
+
+    /// A peer's index: the one it had; else its place among those enrolled, so that a run's clients are numbered alike at every
+    /// start; else the first that nobody had; else the first of someone who left.
+    fn index_for(&self, peer: PeerId, taken: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut given = self.given.lock().expect("no holder of this lock panics");
+        let enrolled = self.allow.entries().into_iter().filter(|entry| !entry.revoked);
+        let place = enrolled.map(|entry| entry.key).position(|key| key == peer.to_hex()).map(|place| place as u32);
+        let unused = |index: &u32| *index < self.clients_max && !given.values().any(|other| other == index);
+        let had = given.get(&peer).copied().filter(|index| !taken(*index));
+        let index = had
+            .or_else(|| place.filter(unused))
+            .or_else(|| (0..self.clients_max).find(unused))
+            .or_else(|| (0..self.clients_max).find(|index| !taken(*index)))?;
+        given.insert(peer, index);
+        Some(index)
+    }
+
+    /// Whether a peer's key is still on the list.
+    pub fn is_allowed(&self, peer: &PeerId) -> bool {
+        self.allow.is_allowed(peer)
     }
 
     /// Takes a client out.

@@ -73,13 +73,10 @@ async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session, Control, 
     let hello = tokio::time::timeout(HELLO_WAIT, control.recv()).await.map_err(|_| silent())??;
     order.handle(&hello)?;
     let peer = link.peer();
-    let seat = match judge(hub, &hello) {
-        Err(refusal) => Err(refusal),
-        Ok(hello) => match hub.roster.enter(peer, &hello.name) {
-            Some((client, commands)) => Ok((hello, client, commands)),
-            None => Err((RefusalCode::Full, "this key is in the run already; give every client a key of its own".to_string())),
-        },
-    };
+    let seat = judge(hub, &hello).and_then(|hello| match hub.roster.enter(peer, &hello.name) {
+        Ok((client, commands)) => Ok((hello, client, commands)),
+        Err(reason) => Err((RefusalCode::Full, reason)),
+    });
     let (hello, client, commands) = match seat {
         Ok(seat) => seat,
         Err((code, reason)) => {
@@ -90,12 +87,29 @@ async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session, Control, 
             return Ok(None);
         }
     };
-    let (cut, tail) = (usize::from(hello.cut), hello.tail.map(usize::from));
-    let seated = hub.edge.run("seat", move |edge| edge.seat(client, peer, cut, tail)).await;
-    if let Err(error) | Ok(Err(error)) = seated {
-        hub.roster.leave(&peer);
-        return Err(error);
+    match welcome(hub, link, &mut control, order, hello, client).await {
+        Ok(session) => Ok(Some((session, control, commands))),
+        Err(error) => {
+            // The seat is free again for whoever comes next.
+            hub.roster.leave(&peer);
+            hub.edge.run("unseat", move |edge| edge.unseat(client)).await?;
+            Err(error)
+        }
     }
+}
+
+/// Gives a client that has a seat its layers on the server, and the plan.
+async fn welcome(
+    hub: &Arc<Hub>,
+    link: &Link,
+    control: &mut Control,
+    mut order: ServerSession,
+    hello: Hello,
+    client: u32,
+) -> Result<Session, NodeError> {
+    let peer = link.peer();
+    let (cut, tail) = (usize::from(hello.cut), hello.tail.map(usize::from));
+    hub.edge.run("seat", move |edge| edge.seat(client, peer, cut, tail)).await??;
     let welcome = Message::Welcome {
         plan: hub.plan.clone(),
         activations: hub.encodings.0,
@@ -111,7 +125,7 @@ async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session, Control, 
     let joined = cutlayer_federation::Event::Joined { peer, client, keys: keys.clone() };
     let session = Session { hub: hub.clone(), link: link.clone(), peer, client, name: hello.name, order: Mutex::new(order), keys };
     session.report(joined).await?;
-    Ok(Some((session, control, commands)))
+    Ok(session)
 }
 
 /// What is wrong with a Hello, in the client's words.
@@ -340,7 +354,8 @@ impl Session {
 
     /// Clears the client's place; its steps and its seat go, the round goes on. One that leaves because the run is over is no news.
     async fn end(&self, outcome: Result<String, NodeError>) {
-        let reason = outcome.unwrap_or_else(|error| error.to_string());
+        let revoked = !self.hub.roster.is_allowed(&self.peer);
+        let reason = if revoked { "its key was revoked".into() } else { outcome.unwrap_or_else(|error| error.to_string()) };
         let client = self.client;
         self.hub.turns.leave(client);
         self.hub.roster.leave(&self.peer);
