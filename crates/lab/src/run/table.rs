@@ -74,7 +74,11 @@ fn last_word(summary: &Summary) -> String {
     let evaluated: Vec<&RoundRow> = summary.rounds.iter().filter(|row| row.perplexity.is_some()).collect();
     let gain = match (evaluated.first(), evaluated.last()) {
         (Some(first), Some(last)) if first.round != last.round => {
-            format!("; held-out perplexity {} -> {}", number(first.perplexity, 3), number(last.perplexity, 3))
+            let fewer = match (first.scored, last.scored) {
+                (all, left) if left < all => format!(" (of {left} labels, where all clients had {all}: not to be compared)"),
+                _ => String::new(),
+            };
+            format!("; held-out perplexity {} -> {}{fewer}", number(first.perplexity, 3), number(last.perplexity, 3))
         }
         _ => String::new(),
     };
