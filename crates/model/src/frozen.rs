@@ -172,11 +172,6 @@ impl Frozen {
         self.labels
     }
 
-    /// Whether the head is here.
-    pub fn has_head(&self) -> bool {
-        self.head.is_some()
-    }
-
     /// How many labels a batch carries, and the bound on each.
     pub(crate) fn label_bounds(&self, rows: &Rows) -> (usize, usize) {
         match self.spec.head {

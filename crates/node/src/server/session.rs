@@ -4,6 +4,7 @@
 
 use super::Hub;
 use super::roster::Command;
+use crate::edge::Edge;
 use crate::error::NodeError;
 use crate::event::Event;
 use cutlayer_model::lora;
@@ -43,6 +44,8 @@ struct Session {
 struct Served {
     /// The last frame owed to the client.
     answer: Frame,
+    /// The step's number in its round, from 1.
+    step: u32,
     bytes_up: u64,
     bytes_down: u64,
     compute_ms: f64,
@@ -251,7 +254,7 @@ impl Session {
         match outcome {
             Ok(Some(served)) => {
                 if train {
-                    self.tell(&header, &served, wait_ms).await;
+                    self.tell(&header, &served, wait_ms);
                 }
                 Ok(stream.send(served.answer).await?)
             }
@@ -272,11 +275,12 @@ impl Session {
         let train = opened.header.flags.has(FrameFlags::TRAIN);
         let opened = Arc::new(opened);
         let at = opened.clone();
-        let (answer, compute_ms) = self.hub.edge.run("step", move |edge| timed(|| edge.open(client, &at))).await?;
+        let open = move |edge: &mut Edge| (timed(|| edge.open(client, &at)), edge.work(client).steps);
+        let ((answer, compute_ms), step) = self.hub.edge.run("step", open).await?;
         let answer = answer?;
         let (bytes_up, bytes_down) = (opened.header.payload_bytes, answer.header.payload_bytes);
         if answer.header.kind != FrameKind::Hidden {
-            return Ok(Some(Served { answer, bytes_up, bytes_down, compute_ms }));
+            return Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms }));
         }
         stream.send(answer).await?;
         if !train {
@@ -287,17 +291,15 @@ impl Session {
         let (answer, more_ms) = self.hub.edge.run("backward", move |edge| timed(|| edge.close(client, &opened, &gradient))).await?;
         let answer = answer?;
         let bytes_down = bytes_down + answer.header.payload_bytes;
-        Ok(Some(Served { answer, bytes_up, bytes_down, compute_ms: compute_ms + more_ms }))
+        Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms: compute_ms + more_ms }))
     }
 
-    async fn tell(&self, header: &FrameHeader, served: &Served, wait_ms: f64) {
-        let client = self.client;
-        let Ok(work) = self.hub.edge.run("count", move |edge| edge.work(client)).await else { return };
+    fn tell(&self, header: &FrameHeader, served: &Served, wait_ms: f64) {
         let sums = served.answer.header.sums();
         (self.hub.events)(Event::Step {
-            client,
+            client: self.client,
             round: header.round.0,
-            step: work.steps,
+            step: served.step,
             loss: sums.mean_loss(),
             tokens: header.tokens,
             scored: sums.scored as u32,
