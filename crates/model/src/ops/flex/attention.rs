@@ -1,15 +1,21 @@
-//! Grouped-query attention on the CPU without a score matrix (Dao et al. 2022): tiles of 64 queries by 128 keys, which stay in the
-//! second-level cache, and products by the kernel of `gemm.rs`, straight from and to the packed `[queries | keys | values]` rows.
+//! Grouped-query attention on the CPU without a score matrix (Dao et al. 2022): tiles of 64 or 128 queries by 128 keys, which stay in
+//! the second-level cache, and products by the kernel of `gemm.rs`, straight from and to the packed `[queries | keys | values]` rows.
 
 use super::gemm::{Matrix, Target, small};
-use super::rows::{dot, exp_in_place, largest, scale, softmax_backward};
+use super::rows::{add, dot, exp_in_place, largest, scale, softmax_backward};
 use crate::ops::Heads;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-const QUERIES: usize = 64;
+/// Most queries of a tile.
+const QUERIES: usize = 128;
 const KEYS: usize = 128;
+
+/// Queries of a tile: few in a short sequence, of which a causal mask then leaves out more; many in a long one, which share more.
+fn queries_of(sequence: &Range<usize>) -> usize {
+    if sequence.len() > 4 * KEYS { QUERIES } else { QUERIES / 2 }
+}
 
 /// What the tokens of a batch see: rows `[first key, end, first query, end]`.
 pub(super) type Spans<'a> = &'a [[u32; 4]];
@@ -104,7 +110,7 @@ pub(super) fn forward(call: Call) -> (Vec<f32>, Vec<f32>) {
     let tasks: Vec<(Range<usize>, usize)> = call
         .sequences()
         .into_iter()
-        .flat_map(|sequence| tiles(sequence, QUERIES))
+        .flat_map(|sequence| tiles(sequence.clone(), queries_of(&sequence)))
         .flat_map(|tile| (0..heads.query).map(move |head| (tile.clone(), head)))
         .collect();
     tasks.into_par_iter().for_each(|(queries, head)| {
@@ -169,40 +175,66 @@ unsafe fn forward_tile(call: Call, queries: Range<usize>, head: usize, scratch: 
 
 /// Gradient of `qkv`.
 pub(super) fn backward(call: Call, out: &[f32], log_sums: &[f32], grad: &[f32]) -> Vec<f32> {
-    let (n, heads) = (call.spans.len(), call.heads);
-    let mut d_qkv = vec![0.0; n * heads.columns()];
-    let target = Target { at: d_qkv.as_mut_ptr(), rs: heads.columns() };
+    let (n, Heads { query, kv, dim }) = (call.spans.len(), call.heads);
+    let (width, group) = (call.heads.columns(), query / kv);
+    let mut d_qkv = vec![0.0; n * width];
+    // A task is a sequence and a query head. Where heads share keys, each adds up the gradient of its keys and values apart.
+    let mut shares = vec![0.0; if group > 1 { n * query * 2 * dim } else { 0 }];
+    let all = Target { at: d_qkv.as_mut_ptr(), rs: width };
+    let apart = Target { at: shares.as_mut_ptr(), rs: query * 2 * dim };
     let tasks: Vec<(Range<usize>, usize)> =
-        call.sequences().into_iter().flat_map(|sequence| (0..heads.kv).map(move |kv| (sequence.clone(), kv))).collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(sequence, kv)| {
+        call.sequences().into_iter().flat_map(|sequence| (0..query).map(move |head| (sequence.clone(), head))).collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|(sequence, head)| {
+        // SAFETY: columns of this head alone.
+        let column = |target: Target, column: usize| Target { at: unsafe { target.at.add(column) }, rs: target.rs };
+        let (d_k, d_v) = match group {
+            1 => (column(all, call.key_column(head)), column(all, call.value_column(head))),
+            _ => (column(apart, head * 2 * dim), column(apart, (head * 2 + 1) * dim)),
+        };
+        let to = Gradients { q: column(all, call.query_column(head)), k: d_k, v: d_v };
         SCRATCH.with_borrow_mut(|scratch| {
-            // SAFETY: each task writes the rows of its sequence in the columns of its key head and of the queries that share it.
-            unsafe { backward_sequence(call, &sequence, kv, out, log_sums, grad, scratch, target) }
+            // SAFETY: each task writes the rows of its sequence in the columns of its head, which start from zero.
+            unsafe { backward_sequence(call, &sequence, head, out, log_sums, grad, scratch, to) }
         });
     });
+    if group > 1 {
+        d_qkv.par_chunks_mut(width).zip(shares.par_chunks(query * 2 * dim)).with_min_len(16).for_each(|(row, shares)| {
+            for (head, share) in shares.chunks_exact(2 * dim).enumerate() {
+                let (k, v) = share.split_at(dim);
+                add(&mut row[call.key_column(head / group)..][..dim], k);
+                add(&mut row[call.value_column(head / group)..][..dim], v);
+            }
+        });
+    }
     d_qkv
 }
 
+/// Where a head's gradients go: its columns, from the first token on.
+#[derive(Clone, Copy)]
+struct Gradients {
+    q: Target,
+    k: Target,
+    v: Target,
+}
+
 /// # Safety
-/// Rows `sequence` of the columns of `kv` and its query heads must be this task's alone.
+/// Rows `sequence` of `to` must be this task's alone and hold values.
 #[allow(clippy::too_many_arguments, reason = "the inputs of a gradient are many")]
 unsafe fn backward_sequence(
     call: Call,
     sequence: &Range<usize>,
-    kv: usize,
+    head: usize,
     out: &[f32],
     log_sums: &[f32],
     grad: &[f32],
     scratch: &mut Scratch,
-    target: Target,
+    to: Gradients,
 ) {
-    let Heads { query, dim, .. } = call.heads;
-    let (group, columns) = (query / call.heads.kv, query * dim);
-    let at = |token: usize, column: usize| {
-        // SAFETY: within this task's part of the gradient.
-        Target { at: unsafe { target.at.add(token * target.rs + column) }, rs: target.rs }
-    };
-    for (head, queries) in (kv * group..(kv + 1) * group).flat_map(|head| tiles(sequence.clone(), QUERIES).map(move |q| (head, q))) {
+    let Heads { query, kv, dim } = call.heads;
+    let (group, columns) = (head / (query / kv), query * dim);
+    // SAFETY: a token of this sequence.
+    let at = |target: Target, token: usize| Target { at: unsafe { target.at.add(token * target.rs) }, rs: target.rs };
+    for queries in tiles(sequence.clone(), queries_of(sequence)) {
         let upstream = Matrix::new(&grad[queries.start * columns + head * dim..], queries.len(), dim, columns, 1);
         for (row, i) in queries.clone().enumerate() {
             let place = i * columns + head * dim..i * columns + (head + 1) * dim;
@@ -210,7 +242,7 @@ unsafe fn backward_sequence(
         }
         for keys in tiles(call.seen(&queries), KEYS) {
             let (m, n) = (queries.len(), keys.len());
-            let (q, k, v) = (call.queries(head, queries.clone()), call.keys(kv, keys.clone()), call.values(kv, keys.clone()));
+            let (q, k, v) = (call.queries(head, queries.clone()), call.keys(group, keys.clone()), call.values(group, keys.clone()));
             // SAFETY: both scratches hold QUERIES x KEYS.
             unsafe {
                 small(q, k.transposed(), false, Target { at: scratch.p.as_mut_ptr(), rs: n });
@@ -228,11 +260,11 @@ unsafe fn backward_sequence(
                 softmax_backward(&p[window.clone()], &mut dp[window], through, call.scale);
             }
             let (p, ds) = (Matrix::new(&scratch.p, m, n, n, 1), Matrix::new(&scratch.dp, m, n, n, 1));
-            // SAFETY: parts of this task's rows and columns, which start from zero.
+            // SAFETY: this task's rows and columns.
             unsafe {
-                small(p.transposed(), upstream, true, at(keys.start, call.value_column(kv)));
-                small(ds, k, true, at(queries.start, call.query_column(head)));
-                small(ds.transposed(), q, true, at(keys.start, call.key_column(kv)));
+                small(p.transposed(), upstream, true, at(to.v, keys.start));
+                small(ds, k, true, at(to.q, queries.start));
+                small(ds.transposed(), q, true, at(to.k, keys.start));
             }
         }
     }

@@ -203,6 +203,16 @@ vectorised! {
 }
 
 vectorised! {
+    /// `y += x`.
+    fn add<S>(simd, y: &'a mut [f32], x: &'a [f32]) {
+        for i in (0..x.len()).step_by(lanes::<S>()) {
+            let value = simd.add_f32s(load(simd, y, i), load(simd, x, i));
+            store(simd, y, i, value);
+        }
+    }
+}
+
+vectorised! {
     /// `y = p·(y - offset)·factor`: the gradient of a softmax's scores from that of its probabilities.
     fn softmax_backward<S>(simd, p: &'a [f32], y: &'a mut [f32], offset: f32, factor: f32) {
         let (offset, factor) = (simd.splat_f32s(offset), simd.splat_f32s(factor));
