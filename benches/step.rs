@@ -138,6 +138,7 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         name: "bench".into(),
         link: LinkConfig::default(),
         out: None,
+        phases: false,
     };
     let times = Arc::new(Mutex::new(vec![]));
     let (kept, rival) = (times.clone(), Mutex::new(Rival::load(options, model)));
@@ -180,6 +181,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         head: true,
         link: LinkConfig::default(),
         out: out.into(),
+        phases: false,
     }
 }
 

@@ -60,6 +60,15 @@ pub(crate) fn prepare(model: &Path, data: &ClientData, plan: &Plan, client: u32)
     Ok(Prepared { batches, evaluation: evaluation(model, &data.eval, &plan.task, &plan.batch)?, skipped: train.skipped })
 }
 
+/// Tokens in the rectangle that a batch of these lengths would fill if it were padded: what a tensor of whole rows would compute.
+/// Packed sequences lie in one row, and pad nothing.
+pub(crate) fn rectangle(batch: &BatchSpec, lengths: &[u32]) -> u32 {
+    match batch.layout {
+        cutlayer_wire::Layout::Padded => (lengths.len() as u32).saturating_mul(lengths.iter().copied().max().unwrap_or(0)),
+        cutlayer_wire::Layout::Packed => lengths.iter().sum(),
+    }
+}
+
 /// Every held-out record once.
 pub(crate) fn evaluation(model: &Path, records: &[Record], task: &Task, batch: &BatchSpec) -> Result<Vec<Batch>, NodeError> {
     let examples = examples(model, records, task, batch)?.examples;
