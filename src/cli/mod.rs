@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod bench;
 mod completions;
 mod config_args;
 mod console;
@@ -55,6 +56,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a run as a client
     Join(Box<join::JoinArgs>),
+    /// Measure what cutlayer takes on this machine
+    Bench(Box<bench::BenchArgs>),
     /// Score a model, with or without an adapter, on held-out records
     Eval(Box<eval::EvalArgs>),
     /// Fold an adapter into a model folder
@@ -93,6 +96,7 @@ fn dispatch(command: Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(args, output),
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
+        Command::Bench(args) => bench::run(*args, output),
         Command::Eval(args) => eval::run(*args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Pull(args) => pull::run(args, output),

@@ -4,14 +4,17 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod config;
 mod error;
 mod folder;
 mod manifest;
+mod memory;
 mod run;
 mod settings;
 mod shares;
 
+pub use bench::{BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, bench_step, step_table, write_shape};
 pub use config::{
     AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
     OptimizerName, OptimizerSection, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,

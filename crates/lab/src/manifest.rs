@@ -93,15 +93,15 @@ impl Machine {
         Self {
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
-            cpu: field_of("/proc/cpuinfo", "model name"),
+            cpu: peek(Path::new("/proc/cpuinfo"), "model name"),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: field_of("/proc/meminfo", "MemTotal").and_then(|text| kibibytes(&text)),
+            memory_bytes: peek(Path::new("/proc/meminfo"), "MemTotal").and_then(|text| kibibytes(&text)),
         }
     }
 }
 
 /// The value after `name` and a colon in one of Linux's text files.
-fn field_of(file: &str, name: &str) -> Option<String> {
+pub(crate) fn peek(file: &Path, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
     Some(value.trim().to_owned())

@@ -170,7 +170,8 @@ impl Launch<'_> {
     fn arguments(&self, command: &str, process: &str, more: &[OsString]) -> Vec<OsString> {
         let keys = self.folder.keys(process);
         let common: [OsString; 5] = [command.into(), self.folder.resolved().into(), "--keys".into(), keys.into(), "--supervised".into()];
-        common.into_iter().chain(more.iter().cloned()).collect()
+        let phases = self.options.phases.then(|| OsString::from("--phases"));
+        common.into_iter().chain(phases).chain(more.iter().cloned()).collect()
     }
 
     fn spawn(&self, who: Who, process: &str, arguments: &[OsString]) -> Result<Child, LabError> {
@@ -213,6 +214,11 @@ impl Launch<'_> {
                 return Ok(());
             }
         };
+        let child = match who {
+            Who::Server => self.server.as_ref(),
+            Who::Client(client) => self.clients.get(&client),
+        };
+        self.record.tally.peak(who, child.and_then(Child::peak_bytes));
         match &event {
             Event::Listening { addr, .. } => self.state.listening = addr.parse().ok(),
             Event::Joined { client, .. } if who == Who::Server => {

@@ -11,6 +11,7 @@ mod words;
 pub use progress::Show;
 pub use summary::{ClientRow, RoundRow, Summary};
 pub use table::tables;
+pub(crate) use table::{bytes, table};
 pub use words::describe;
 
 use crate::config::{Mode, RunConfig};
@@ -35,6 +36,8 @@ pub struct RunOptions {
     pub runs: PathBuf,
     /// What a person sees.
     pub show: Show,
+    /// Whether each step tells its phases; on a GPU that costs the time to wait for it at each.
+    pub phases: bool,
 }
 
 /// Runs the experiment. `stop` ends it with what it has.
@@ -53,7 +56,7 @@ pub async fn run(mut config: RunConfig, options: &RunOptions, stop: &Stop) -> Re
         record.progress.note(&format!("the folder {} was taken; this run is {name}", config.name));
     }
     let outcome = match config.split.mode {
-        Mode::Central => central::run(&config, data, &folder, &mut record, stop).await,
+        Mode::Central => central::run(&config, options, data, &folder, &mut record, stop).await,
         Mode::Split => {
             drop(data);
             launch::run(&config, options, &folder, &mut record, stop).await

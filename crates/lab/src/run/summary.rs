@@ -29,6 +29,8 @@ pub struct Summary {
     pub clients: Vec<ClientRow>,
     /// Peers that were turned away.
     pub refused: Vec<String>,
+    /// The most memory that the server's process held, or the one of an uncut run, where the system says.
+    pub server_peak_bytes: Option<u64>,
 }
 
 /// One round.
@@ -83,6 +85,8 @@ pub struct ClientRow {
     pub wait_s: f64,
     /// Time it computed.
     pub compute_s: f64,
+    /// The most memory that its process held, where the system says.
+    pub peak_bytes: Option<u64>,
     /// Time the server computed for it.
     pub server_compute_s: f64,
     /// Updates of it that counted.
@@ -119,6 +123,7 @@ pub(crate) struct Tally {
     refused: Vec<String>,
     rounds_done: u32,
     reason: Option<String>,
+    server_peak_bytes: Option<u64>,
 }
 
 impl Tally {
@@ -193,6 +198,17 @@ impl Tally {
         }
     }
 
+    /// Adds the most memory that the process of `who` has held so far.
+    pub fn peak(&mut self, who: Who, bytes: Option<u64>) {
+        match who {
+            Who::Server => self.server_peak_bytes = self.server_peak_bytes.max(bytes),
+            Who::Client(client) => {
+                let row = self.client(client);
+                row.peak_bytes = row.peak_bytes.max(bytes);
+            }
+        }
+    }
+
     /// Whether the run's end was announced.
     pub fn is_finished(&self) -> bool {
         self.reason.is_some()
@@ -231,6 +247,7 @@ impl Tally {
             rounds: self.rounds.keys().filter_map(|round| self.round_row(*round)).collect(),
             clients: self.clients.values().cloned().collect(),
             refused: self.refused.clone(),
+            server_peak_bytes: self.server_peak_bytes,
             ..Summary::default()
         }
     }
@@ -250,7 +267,8 @@ mod tests {
 
     fn step(client: u32, loss: Option<f64>, scored: u32) -> Event {
         let (round, step, tokens) = (1, 1, 10);
-        Event::Step { client, round, step, loss, tokens, scored, bytes_up: 7, bytes_down: 5, wait_ms: 500.0, compute_ms: 250.0 }
+        let (bytes_up, bytes_down, wait_ms, compute_ms, rectangle) = (7, 5, 500.0, 250.0, 16);
+        Event::Step { client, round, step, loss, tokens, rectangle, scored, bytes_up, bytes_down, wait_ms, compute_ms, phases: None }
     }
 
     fn joined(client: u32, tail: Option<u16>) -> Event {

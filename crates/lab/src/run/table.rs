@@ -20,7 +20,8 @@ pub fn tables(summary: &Summary) -> String {
     text
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+/// A table of these rows.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_header(header).add_rows(rows);
     // Names stand left, numbers right.
