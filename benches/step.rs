@@ -190,7 +190,7 @@ fn plan(options: &Options) -> Plan {
         task: Task::CausalLm,
         adapter: lora_spec(),
         optimizer: optimizer(),
-        batch: BatchSpec { sequences: options.sequences, tokens_max: options.tokens, layout: Layout::Padded },
+        batch: BatchSpec { sequences: options.sequences, tokens_max: options.tokens, layout: Layout::Padded, group_by_length: false },
         rounds: 1,
         local_steps: (WARMUP + options.steps) as u32,
         seed: SEED,

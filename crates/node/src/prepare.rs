@@ -49,7 +49,7 @@ fn shape(batch: &BatchSpec) -> BatchShape {
         cutlayer_wire::Layout::Padded => Layout::Padded,
         cutlayer_wire::Layout::Packed => Layout::Packed,
     };
-    BatchShape { sequences: batch.sequences, tokens_max: batch.tokens_max, layout, group_by_length: false }
+    BatchShape { sequences: batch.sequences, tokens_max: batch.tokens_max, layout, group_by_length: batch.group_by_length }
 }
 
 /// Tokenises `data` with the tokenizer of `model` and shuffles it with the run's seed and the client's index.

@@ -63,7 +63,7 @@ fn plan() -> Plan {
             clip_norm: None,
             reset_each_round: false,
         },
-        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded },
+        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded, group_by_length: false },
         rounds: ROUNDS,
         local_steps: 3,
         seed: 9,

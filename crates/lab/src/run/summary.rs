@@ -54,8 +54,14 @@ pub struct RoundRow {
     pub late: Vec<String>,
     /// How long it took.
     pub seconds: f64,
+    /// Share of a padded rectangle of its batches that would be padding: what computing whole rows would waste. Ours are ragged.
+    pub padding_share: Option<f64>,
+    /// The same by client.
+    pub padding_shares: BTreeMap<u32, f64>,
     #[serde(skip)]
     pub(super) train: Mean,
+    #[serde(skip)]
+    pub(super) filled: BTreeMap<u32, Filled>,
 }
 
 /// One client.
@@ -75,6 +81,8 @@ pub struct ClientRow {
     pub steps: u64,
     /// Tokens in them.
     pub tokens: u64,
+    /// Share of a padded rectangle of its batches that would be padding.
+    pub padding_share: Option<f64>,
     /// Bytes of the steps from it.
     pub bytes_up: u64,
     /// Bytes of the steps to it.
@@ -112,6 +120,31 @@ impl Mean {
 
     fn value(self) -> Option<f64> {
         (self.weight > 0.0).then(|| self.sum / self.weight)
+    }
+}
+
+/// Tokens, and the rectangles that their batches would be padded to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Filled {
+    tokens: u64,
+    rectangle: u64,
+}
+
+impl Filled {
+    fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.rectangle += other.rectangle;
+    }
+
+    fn padding_share(self) -> Option<f64> {
+        (self.rectangle > 0).then(|| 1.0 - self.tokens as f64 / self.rectangle as f64)
+    }
+
+    fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        all.into_iter().fold(Self::default(), |mut sum, one| {
+            sum.add(*one);
+            sum
+        })
     }
 }
 
@@ -178,10 +211,14 @@ impl Tally {
     }
 
     fn add_step(&mut self, who: Who, event: &Event) {
-        let Event::Step { client, round, loss, tokens, scored, bytes_up, bytes_down, wait_ms, compute_ms, .. } = event else { return };
-        let row = self.client(*client);
+        let Event::Step { client, round, loss, tokens, rectangle, scored, bytes_up, bytes_down, wait_ms, compute_ms, .. } = event else {
+            return;
+        };
         match who {
             Who::Server => {
+                let filled = Filled { tokens: u64::from(*tokens), rectangle: u64::from(*rectangle) };
+                self.round(*round).filled.entry(*client).or_default().add(filled);
+                let row = self.client(*client);
                 row.steps += 1;
                 row.tokens += u64::from(*tokens);
                 row.bytes_up += bytes_up;
@@ -189,8 +226,9 @@ impl Tally {
                 row.wait_s += wait_ms / 1e3;
                 row.server_compute_s += compute_ms / 1e3;
             }
-            Who::Client(_) => row.compute_s += compute_ms / 1e3,
+            Who::Client(_) => self.client(*client).compute_s += compute_ms / 1e3,
         }
+        let row = self.client(*client);
         let holds_labels = (who == Who::Server) == row.tail.is_none();
         if let Some(loss) = loss.filter(|_| holds_labels) {
             row.loss_last = Some(loss);
@@ -221,7 +259,12 @@ impl Tally {
 
     /// One round as it stands.
     pub fn round_row(&self, round: u32) -> Option<RoundRow> {
-        self.rounds.get(&round).map(|row| RoundRow { train_loss: row.train.value(), ..row.clone() })
+        self.rounds.get(&round).map(|row| RoundRow {
+            train_loss: row.train.value(),
+            padding_share: Filled::sum(row.filled.values()).padding_share(),
+            padding_shares: row.filled.iter().filter_map(|(client, filled)| Some((*client, filled.padding_share()?))).collect(),
+            ..row.clone()
+        })
     }
 
     /// Rounds committed so far.
@@ -245,11 +288,15 @@ impl Tally {
             rounds_done: self.rounds_done,
             reason: self.reason.clone().unwrap_or_default(),
             rounds: self.rounds.keys().filter_map(|round| self.round_row(*round)).collect(),
-            clients: self.clients.values().cloned().collect(),
+            clients: self.clients.values().map(|row| ClientRow { padding_share: self.padding_of(row.client), ..row.clone() }).collect(),
             refused: self.refused.clone(),
             server_peak_bytes: self.server_peak_bytes,
             ..Summary::default()
         }
+    }
+
+    fn padding_of(&self, client: u32) -> Option<f64> {
+        Filled::sum(self.rounds.values().filter_map(|row| row.filled.get(&client))).padding_share()
     }
 
     fn client(&mut self, client: u32) -> &mut ClientRow {
@@ -294,6 +341,24 @@ mod tests {
         assert_eq!(summary.clients.iter().map(|row| row.tokens).collect::<Vec<_>>(), [10, 10]);
         assert_eq!((summary.clients[0].compute_s, summary.clients[0].server_compute_s), (0.25, 0.25));
         assert_eq!(summary.rounds[0].train_loss, Some((2.0 * 30.0 + 4.0 * 10.0) / 40.0));
+    }
+
+    /// Goal: the padding share is of all tokens, not a mean of shares. Method: two clients of 10 tokens in 16, one step of them whole.
+    #[test]
+    fn padding_is_told_by_round_and_client() {
+        let mut tally = Tally::default();
+        let mut whole = step(1, None, 9);
+        if let Event::Step { tokens, .. } = &mut whole {
+            *tokens = 16;
+        }
+        for event in [step(0, None, 9), step(1, None, 9), whole] {
+            tally.add(Who::Server, &event);
+            tally.add(Who::Client(0), &event);
+        }
+        let summary = tally.summary();
+        assert_eq!(summary.rounds[0].padding_share, Some(1.0 - 36.0 / 48.0));
+        assert_eq!(summary.rounds[0].padding_shares, BTreeMap::from([(0, 1.0 - 10.0 / 16.0), (1, 1.0 - 26.0 / 32.0)]));
+        assert_eq!(summary.clients.iter().map(|row| row.padding_share).collect::<Vec<_>>(), [Some(0.375), Some(0.1875)]);
     }
 
     /// Goal: leaving when all is done is not leaving early. Method: one client of each kind.
