@@ -45,7 +45,7 @@ for job in "$@"; do
         for own in "${ours[@]}"; do
             echo "$job turn $turn: cutlayer $own" >&2
             # shellcheck disable=SC2086 # a list of arguments
-            "$cutlayer" --quiet bench step "$model" --uncut --sequences "$sequences" --tokens "$tokens" --steps "$steps" \
+            "$cutlayer" --quiet --threads "$threads" bench step "$model" --uncut --sequences "$sequences" --tokens "$tokens" --steps "$steps" \
                 --warmup "$warmup" --json "$work/one.json" $own >/dev/null
             keep "cutlayer${own:+ $own}" "$work/one.json"
         done

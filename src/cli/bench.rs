@@ -74,13 +74,13 @@ struct StepArgs {
 }
 
 /// Measures.
-pub(crate) fn run(args: BenchArgs, output: &Output) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: BenchArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
     match args.command {
-        BenchCommand::Step(args) => step(args, output),
+        BenchCommand::Step(args) => step(args, output, threads),
     }
 }
 
-fn step(args: StepArgs, output: &Output) -> anyhow::Result<Exit> {
+fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
     let bench = StepBench {
         subject: match (args.model, args.shape) {
             (Some(folder), _) => Subject::Folder(folder),
@@ -97,7 +97,7 @@ fn step(args: StepArgs, output: &Output) -> anyhow::Result<Exit> {
         targets: args.targets,
     };
     let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
-    let options = BenchOptions { program, show: output.show() };
+    let options = BenchOptions { program, show: output.show(), threads };
     let report = block_on(async {
         let stop = Stop::new();
         stop_on_interrupt(&stop);

@@ -29,7 +29,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Runs it.
-pub(crate) fn run(args: RunArgs, output: &Output) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: RunArgs, output: &Output, cores: usize) -> anyhow::Result<Exit> {
     let flags: Vec<String> = args.name.iter().map(|name| set("name", name)).collect();
     let mut config = args.config.load(&flags)?;
     if args.dry_run {
@@ -39,7 +39,7 @@ pub(crate) fn run(args: RunArgs, output: &Output) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
-    let options = RunOptions { program, runs: args.runs, show: output.show(), phases: false };
+    let options = RunOptions { program, runs: args.runs, show: output.show(), phases: false, cores };
     let summary = block_on(async {
         let stop = Stop::new();
         stop_on_interrupt(&stop);

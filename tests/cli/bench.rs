@@ -21,7 +21,9 @@ fn a_split_step_is_told_by_phase() {
     let file = file.to_str().expect("a path");
     let bench = desk.ends(&[&["bench", "step", "--shape", "llama-tiny", "--cut", "3", "--json", file], &FEW[..]].concat());
     bench.check(0, &[]);
-    for words in ["cut 3 of 8 over loopback QUIC", "2 steps measured after 1; device cpu: ", "client", "server", "encode", "GFLOP/s", "tokens/s"] {
+    for words in
+        ["cut 3 of 8 over loopback QUIC", "2 steps measured after 1; device cpu: ", "client", "server", "encode", "GFLOP/s", "tokens/s"]
+    {
         assert!(bench.stdout.contains(words), "no `{words}`: {}", bench.stdout);
     }
     let report: Value = serde_json::from_slice(&std::fs::read(file).expect("a file")).expect("JSON");
@@ -50,8 +52,8 @@ fn a_split_step_is_told_by_phase() {
 #[test]
 fn an_uncut_step_of_a_folder_is_one_object() {
     let desk = Desk::new();
-    let bench = desk.ends(&[&["bench", "step", &model(), "--uncut", "--format", "json"], &FEW[..]].concat());
-    bench.check(0, &["uncut, in one process, batch 2 x 16"]);
+    let bench = desk.ends(&[&["bench", "step", &model(), "--uncut", "--threads", "1", "--format", "json"], &FEW[..]].concat());
+    bench.check(0, &["uncut, in one process, batch 2 x 16", " cores, 1 threads"]);
     let report = bench.json();
     assert!(report["cut"].is_null() && report["loss_first"].is_number(), "{report}");
     assert!(rows(&report).iter().all(|row| row.0 == "uncut"), "{report}");

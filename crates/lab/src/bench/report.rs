@@ -33,6 +33,8 @@ pub struct StepReport {
     pub device_name: String,
     /// Cores that a process may use.
     pub cores: usize,
+    /// Threads that each side computed with.
+    pub threads: usize,
     /// The machine.
     pub machine: Machine,
     /// Median of the steps.
@@ -100,12 +102,12 @@ pub fn step_table(report: &StepReport) -> String {
 }
 
 fn head(report: &StepReport) -> String {
-    let StepReport { model, sequences, tokens, rank, steps, warmup, device, device_name, cores, .. } = report;
+    let StepReport { model, sequences, tokens, rank, steps, warmup, device, device_name, cores, threads, .. } = report;
     let how = report.cut.map_or("uncut, in one process".into(), |cut| format!("cut {cut} of {} over loopback QUIC", report.blocks));
     let targets = report.targets.join(", ");
     format!(
         "{model}: {how}, batch {sequences} x {tokens}, LoRA rank {rank} on {targets}\n\
-         {steps} steps measured after {warmup}; device {device}: {device_name}; {cores} cores"
+         {steps} steps measured after {warmup}; device {device}: {device_name}; {cores} cores, {threads} threads"
     )
 }
 

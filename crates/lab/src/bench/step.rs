@@ -53,19 +53,26 @@ pub struct BenchOptions {
     pub program: PathBuf,
     /// What a person sees.
     pub show: Show,
+    /// Threads that each side computes with: one waits while the other computes.
+    pub threads: usize,
 }
 
 /// Runs the steps and reports. `stop` ends it with what it has, if that is enough.
 pub async fn bench_step(bench: &StepBench, options: &BenchOptions, stop: &Stop) -> Result<StepReport, LabError> {
     let ground = prepare(bench)?;
-    let running =
-        RunOptions { program: options.program.clone(), runs: ground.folder.path().join("runs"), show: options.show, phases: true };
+    let running = RunOptions {
+        program: options.program.clone(),
+        runs: ground.folder.path().join("runs"),
+        show: options.show,
+        phases: true,
+        cores: options.threads,
+    };
     let summary = run(ground.config.clone(), &running, stop).await?;
     let steps = measured(bench, read_steps(&summary.folder.join(METRICS_FILE))?)?;
     // Last, so that it disturbs neither the steps nor the memory that they are said to take.
     let device = bench.device.open().map_err(NodeError::from)?;
     let gemm_gflops = cutlayer_model::gemm_gflops(&device);
-    Ok(report(bench, &ground, &summary, &steps, gemm_gflops))
+    Ok(report(bench, options.threads, &ground, &summary, &steps, gemm_gflops))
 }
 
 /// The steps with a whole batch, without the first.
@@ -80,7 +87,7 @@ fn measured(bench: &StepBench, steps: Vec<Step>) -> Result<Vec<Step>, LabError> 
     Ok(whole)
 }
 
-fn report(bench: &StepBench, ground: &Ground, summary: &Summary, steps: &[Step], gemm_gflops: f64) -> StepReport {
+fn report(bench: &StepBench, threads: usize, ground: &Ground, summary: &Summary, steps: &[Step], gemm_gflops: f64) -> StepReport {
     let first = steps.first().expect("as many as were wanted, which is at least one");
     let last = steps.last().expect("as above");
     let times: Vec<f64> = steps.iter().map(Step::total_ms).collect();
@@ -107,6 +114,7 @@ fn report(bench: &StepBench, ground: &Ground, summary: &Summary, steps: &[Step],
         device: bench.device.to_string(),
         device_name: device_name(bench.device, machine.cpu.as_deref()),
         cores: machine.threads,
+        threads,
         machine,
         step_ms,
         step_ms_best: times.iter().copied().fold(f64::INFINITY, f64::min),

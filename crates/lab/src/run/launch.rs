@@ -8,6 +8,7 @@ use super::{Record, RunOptions};
 use crate::config::RunConfig;
 use crate::error::LabError;
 use crate::folder::RunFolder;
+use crate::threads::Threads;
 use cutlayer_node::{Event, Stop};
 use cutlayer_transport::{AllowList, Identity};
 use cutlayer_wire::PeerId;
@@ -171,7 +172,10 @@ impl Launch<'_> {
         let keys = self.folder.keys(process);
         let common: [OsString; 5] = [command.into(), self.folder.resolved().into(), "--keys".into(), keys.into(), "--supervised".into()];
         let phases = self.options.phases.then(|| OsString::from("--phases"));
-        common.into_iter().chain(phases).chain(more.iter().cloned()).collect()
+        let threads = Threads::of(self.config, self.options.cores);
+        let own = if command == "serve" { threads.server } else { threads.client };
+        let threads: [OsString; 2] = ["--threads".into(), own.to_string().into()];
+        common.into_iter().chain(threads).chain(phases).chain(more.iter().cloned()).collect()
     }
 
     fn spawn(&self, who: Who, process: &str, arguments: &[OsString]) -> Result<Child, LabError> {
