@@ -6,7 +6,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cutlayer_lab::{BenchOptions, SHAPES, StepBench, Subject, bench_step, step_table};
+use cutlayer_lab::{BenchOptions, LabError, SHAPES, StepBench, Subject, bench_step, step_table};
 use cutlayer_model::DeviceChoice;
 use cutlayer_node::Stop;
 use std::path::PathBuf;
@@ -101,7 +101,10 @@ fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit>
     let report = block_on(async {
         let stop = Stop::new();
         stop_on_interrupt(&stop);
-        Ok(bench_step(&bench, &options, &stop).await?)
+        bench_step(&bench, &options, &stop).await.map_err(|error| match error {
+            LabError::NotMeasured { .. } if stop.is_triggered() => Failure::because(Exit::Interrupted, error.to_string()),
+            other => other.into(),
+        })
     })?;
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";

@@ -41,6 +41,9 @@ pub(super) fn prepare(bench: &StepBench) -> Result<Ground, LabError> {
     }
     let opened = ModelFolder::open(&model).map_err(NodeError::from)?;
     let spec = read_spec(&opened).map_err(NodeError::from)?;
+    if let Some(cut) = bench.cut.filter(|cut| usize::from(*cut) > spec.blocks) {
+        return Err(NodeError::Cut { cut, tail: 0, blocks: spec.blocks }.into());
+    }
     if opened.vocab_of_tokenizer().map_err(NodeError::from)?.is_none() {
         train_tokenizer([words(4096, 0).as_str()].into_iter(), VOCAB.min(spec.vocab).max(VOCAB_SIZE_MIN), &model)?;
     }
