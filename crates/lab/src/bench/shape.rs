@@ -224,8 +224,10 @@ mod tests {
     #[test]
     fn every_family_loads() {
         for name in SHAPES {
+            // A family with fewer key and value heads keeps fewer.
+            let kv_heads = |sizes: &Sizes| if sizes.kv_heads == sizes.heads { 4 } else { 2 };
             let small =
-                |sizes: Sizes| Sizes { hidden: 32, blocks: 2, heads: 4, kv_heads: sizes.kv_heads.min(4), inner: 48, vocab: 300, ..sizes };
+                |sizes: Sizes| Sizes { hidden: 32, blocks: 2, heads: 4, kv_heads: kv_heads(&sizes), inner: 48, vocab: 300, ..sizes };
             let sizes = small(sizes(name).expect("a shape"));
             let folder = tempfile::tempdir().expect("a folder");
             let tensors = sizes.tensors().into_iter().map(|(name, shape)| {
