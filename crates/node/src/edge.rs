@@ -167,7 +167,7 @@ impl Edge {
         if !seat.head {
             let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
             self.clock.end(Phase::Forward);
-            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden, &rows));
+            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden));
             self.clock.end(Phase::Encode);
             if train {
                 seat.doing.insert(step, (clock, rows));
@@ -181,7 +181,7 @@ impl Edge {
             stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
             self.clock.end(Phase::Optimizer);
         }
-        let answer = self.answer(frame, gradient.filter(|_| train), sums, &rows);
+        let answer = self.answer(frame, gradient.filter(|_| train), sums);
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -200,7 +200,7 @@ impl Edge {
         self.clock.end(Phase::Backward);
         stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
         self.clock.end(Phase::Optimizer);
-        let answer = self.answer(opened, upstream, EvalSums::default(), &rows);
+        let answer = self.answer(opened, upstream, EvalSums::default());
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -219,9 +219,9 @@ impl Edge {
             .collect()
     }
 
-    fn answer(&self, opened: &Frame, gradient: Option<Tensor<3>>, sums: EvalSums, rows: &Rows) -> Frame {
+    fn answer(&self, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Frame {
         match gradient {
-            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient, rows)),
+            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient)),
             None => Frame::done(&opened.header, sums),
         }
     }
@@ -237,8 +237,8 @@ impl Edge {
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
     }
 
-    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<3>, NodeError> {
-        encoding::decode(frame.header.encoding, &frame.payload, rows, self.frozen.spec().hidden, self.frozen.device())
+    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
+        encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
             .map_err(|source| NodeError::Tensor { step, source })
     }
 }
