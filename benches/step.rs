@@ -138,6 +138,7 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         name: "bench".into(),
         link: LinkConfig::default(),
         out: None,
+        phases: false,
     };
     let times = Arc::new(Mutex::new(vec![]));
     let (kept, rival) = (times.clone(), Mutex::new(Rival::load(options, model)));
@@ -180,6 +181,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         head: true,
         link: LinkConfig::default(),
         out: out.into(),
+        phases: false,
     }
 }
 
@@ -188,7 +190,7 @@ fn plan(options: &Options) -> Plan {
         task: Task::CausalLm,
         adapter: lora_spec(),
         optimizer: optimizer(),
-        batch: BatchSpec { sequences: options.sequences, tokens_max: options.tokens, layout: Layout::Padded },
+        batch: BatchSpec { sequences: options.sequences, tokens_max: options.tokens, layout: Layout::Padded, group_by_length: false },
         rounds: 1,
         local_steps: (WARMUP + options.steps) as u32,
         seed: SEED,

@@ -224,6 +224,7 @@ impl ClientBuilder {
             name: self.name,
             link: self.link,
             out: self.out,
+            phases: false,
         };
         let (identity, _) = identity_at(&identity)?;
         Ok(join(config, &identity, self.data, self.events, self.stop).await?)

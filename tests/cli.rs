@@ -3,6 +3,8 @@
 //!
 //! It must need no network beyond loopback, and leave nothing behind.
 
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/keys.rs"]

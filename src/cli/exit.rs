@@ -106,7 +106,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 fn of_lab(error: &LabError) -> Exit {
     match error {
-        LabError::Config(_) | LabError::FolderTaken { .. } | LabError::Write { .. } => Exit::Usage,
+        LabError::Config(_) | LabError::FolderTaken { .. } | LabError::Write { .. } | LabError::UnknownShape { .. } => Exit::Usage,
         LabError::Data(_) => Exit::ModelOrData,
         LabError::Node(error) => of_node(error),
         LabError::Identity(_) | LabError::AllowList(_) => Exit::Refused,

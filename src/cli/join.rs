@@ -56,6 +56,9 @@ pub(crate) struct JoinArgs {
     /// Be a child of `cutlayer run`: events on standard output, stop when standard input ends
     #[arg(long, hide = true)]
     supervised: bool,
+    /// Tell the phases of each step
+    #[arg(long, hide = true)]
+    phases: bool,
 }
 
 /// Trains until the run is over.
@@ -106,6 +109,7 @@ fn job(args: &JoinArgs, config: &RunConfig) -> anyhow::Result<JoinConfig> {
         job.name = args.keys.name();
     }
     job.out.clone_from(&args.out);
+    job.phases = args.phases;
     Ok(job)
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod bench;
 mod completions;
 mod config_args;
 mod console;
@@ -17,9 +18,14 @@ mod run;
 mod serve;
 
 use clap::{Args, Parser, Subcommand};
+use cutlayer_lab::Threads;
 use exit::Exit;
 use output::{Format, Output};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
+
+/// Threads that serve the network, whatever the machine: they copy and encrypt, and leave the cores to those that compute.
+const NETWORK_THREADS: usize = 2;
 
 /// Split federated fine-tuning of transformers over QUIC.
 ///
@@ -45,6 +51,9 @@ struct GlobalArgs {
     /// Say nothing on standard error but errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
+    /// Threads to compute with; without it, the machine's cores. `run` and `bench` share them out among their processes
+    #[arg(long, value_name = "N", env = "CUTLAYER_THREADS", global = true)]
+    threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +64,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a run as a client
     Join(Box<join::JoinArgs>),
+    /// Measure what cutlayer takes on this machine
+    Bench(Box<bench::BenchArgs>),
     /// Score a model, with or without an adapter, on held-out records
     Eval(Box<eval::EvalArgs>),
     /// Fold an adapter into a model folder
@@ -77,7 +88,8 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.global.format, cli.global.quiet);
     start_log(cli.global.verbose, cli.global.quiet);
-    let exit = match dispatch(cli.command, &output) {
+    let cores = start_threads(cli.global.threads);
+    let exit = match dispatch(cli.command, &output, cores) {
         Ok(exit) => exit,
         Err(error) => {
             let exit = exit::of(&error);
@@ -88,11 +100,12 @@ pub(crate) fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn dispatch(command: Command, output: &Output) -> anyhow::Result<Exit> {
+fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<Exit> {
     match command {
-        Command::Run(args) => run::run(args, output),
+        Command::Run(args) => run::run(args, output, cores),
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
+        Command::Bench(args) => bench::run(*args, output, cores),
         Command::Eval(args) => eval::run(*args, output),
         Command::Merge(args) => merge::run(args, output),
         Command::Pull(args) => pull::run(args, output),
@@ -104,6 +117,17 @@ fn dispatch(command: Command, output: &Output) -> anyhow::Result<Exit> {
             Ok(Exit::Success)
         }
     }
+}
+
+/// The one place that says how many threads compute; returns how many.
+///
+/// burn's CPU backend and everything else that computes takes its threads from rayon's global pool.
+fn start_threads(set: Option<NonZeroUsize>) -> usize {
+    let cores = Threads::cores(set.map(NonZeroUsize::get));
+    if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(cores).build_global() {
+        tracing::warn!("computing with as many threads as there are cores: {error}");
+    }
+    cores
 }
 
 /// Warnings by default; `RUST_LOG` overrides everything.
@@ -123,7 +147,7 @@ fn start_log(verbose: u8, quiet: bool) {
 
 /// The runtime of the commands that talk to a network.
 fn block_on<T>(job: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(job)
+    tokio::runtime::Builder::new_multi_thread().worker_threads(NETWORK_THREADS).enable_all().build()?.block_on(job)
 }
 
 #[cfg(test)]

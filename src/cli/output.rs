@@ -1,6 +1,7 @@
 //! Where words go: results on standard output, everything said meanwhile on standard error.
 
 use super::exit::Exit;
+use cutlayer_lab::Show;
 use serde::Serialize;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -59,9 +60,13 @@ impl Output {
         !self.quiet && std::io::stderr().is_terminal()
     }
 
-    /// Whether nothing is to be said meanwhile.
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
+    /// What is shown of a run while it goes on.
+    pub fn show(&self) -> Show {
+        match (self.quiet, self.is_watched()) {
+            (true, _) => Show::Nothing,
+            (false, true) => Show::Bars,
+            (false, false) => Show::Lines,
+        }
     }
 }
 

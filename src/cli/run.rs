@@ -7,7 +7,7 @@ use super::exit::Exit;
 use super::output::Output;
 use anyhow::Context;
 use clap::Args;
-use cutlayer_lab::{RunOptions, Show, resolve_labels, tables};
+use cutlayer_lab::{RunOptions, resolve_labels, tables};
 use cutlayer_node::Stop;
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Runs it.
-pub(crate) fn run(args: RunArgs, output: &Output) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: RunArgs, output: &Output, cores: usize) -> anyhow::Result<Exit> {
     let flags: Vec<String> = args.name.iter().map(|name| set("name", name)).collect();
     let mut config = args.config.load(&flags)?;
     if args.dry_run {
@@ -38,13 +38,8 @@ pub(crate) fn run(args: RunArgs, output: &Output) -> anyhow::Result<Exit> {
         output.result(&config, config.to_toml()?.trim_end());
         return Ok(Exit::Success);
     }
-    let show = match (output.is_quiet(), output.is_watched()) {
-        (true, _) => Show::Nothing,
-        (false, true) => Show::Bars,
-        (false, false) => Show::Lines,
-    };
     let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
-    let options = RunOptions { program, runs: args.runs, show };
+    let options = RunOptions { program, runs: args.runs, show: output.show(), phases: false, cores };
     let summary = block_on(async {
         let stop = Stop::new();
         stop_on_interrupt(&stop);

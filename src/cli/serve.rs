@@ -48,6 +48,9 @@ pub(crate) struct ServeArgs {
     /// Be a child of `cutlayer run`: events on standard output, stop when standard input ends
     #[arg(long, hide = true)]
     supervised: bool,
+    /// Tell the phases of each step
+    #[arg(long, hide = true)]
+    phases: bool,
 }
 
 impl ServeArgs {
@@ -64,7 +67,8 @@ impl ServeArgs {
 pub(crate) fn run(args: ServeArgs, output: &Output) -> anyhow::Result<Exit> {
     let mut config = args.config.load(&args.flags())?;
     resolve_labels(&mut config)?;
-    let job = config.serve_config(std::path::absolute(&args.out)?)?;
+    let mut job = config.serve_config(std::path::absolute(&args.out)?)?;
+    job.phases = args.phases;
     let identity = args.keys.identity(output)?;
     let allow = Arc::new(args.keys.allow_list()?);
     let events = if args.supervised { event_lines() } else { with_invitations(&args, &config, &allow, output) };

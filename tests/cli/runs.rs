@@ -62,6 +62,24 @@ fn the_same_seed_leaves_the_same_bytes_in_the_next_folder() {
     assert!(adapter(&desk, "twice") != adapter(&desk, "twice-3"), "two seeds, one adapter");
 }
 
+/// Goal: batches by length would pad less, and the run says how much. Method: the same data both ways, in the summary and the table.
+#[test]
+fn batches_by_length_pad_less() {
+    let desk = Desk::new();
+    let file = desk.run_file("lengths");
+    let share = |grouped: &str| {
+        let more = ["--set", "train.rounds=1", "--set", "train.local_steps=15", "--set", grouped, "--format", "json"];
+        let run = desk.ends(&[&["run", &file], &more[..]].concat());
+        run.check(0, &["padding"]);
+        let summary = run.json();
+        let (round, clients) = (&summary["rounds"][1], summary["clients"].as_array().expect("clients"));
+        assert_eq!(round["padding_shares"]["1"], clients[1]["padding_share"], "one round: {summary}");
+        round["padding_share"].as_f64().expect("a share")
+    };
+    let (mixed, grouped) = (share("train.group_by_length=false"), share("train.group_by_length=true"));
+    assert!(0.0 < grouped && grouped < 0.7 * mixed, "{mixed} of a rectangle were padding, {grouped} by length");
+}
+
 /// Goal: a run outlives a client, and says who left. Method: SIGKILL in the middle of a round that one update is enough for.
 #[test]
 #[cfg(target_os = "linux")]

@@ -76,6 +76,25 @@ pub enum LabError {
         /// The last lines of it.
         tail: String,
     },
+    /// A shape without a name here.
+    #[error("no shape is called {found}; the shapes are {}, and any model folder can be given in place of one", crate::bench::SHAPES.join(", "))]
+    UnknownShape {
+        /// What was asked for.
+        found: String,
+    },
+    /// A model that could not be written.
+    #[error(transparent)]
+    Export(#[from] cutlayer_model::ExportError),
+    /// A measurement that did not see enough.
+    #[error("{measured} steps could be measured where {wanted} were wanted: {reason}")]
+    NotMeasured {
+        /// Steps seen.
+        measured: usize,
+        /// Steps wanted.
+        wanted: usize,
+        /// Why.
+        reason: String,
+    },
     /// A thread of this process panicked.
     #[error("the training thread panicked: {0}; see the message above, and please report it")]
     Panicked(String),

@@ -4,14 +4,18 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod config;
 mod error;
 mod folder;
 mod manifest;
+mod memory;
 mod run;
 mod settings;
 mod shares;
+mod threads;
 
+pub use bench::{BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, bench_step, step_table, write_shape};
 pub use config::{
     AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
     OptimizerName, OptimizerSection, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,
@@ -21,3 +25,4 @@ pub use folder::{ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRIC
 pub use manifest::{DataFile, GitState, Machine, Manifest};
 pub use run::{ClientRow, RoundRow, RunOptions, Show, Summary, describe, run, tables};
 pub use shares::{client_data, data_of_client, held_out, resolve_labels};
+pub use threads::Threads;

@@ -1,6 +1,7 @@
 //! `manifest.json`: what another person needs to know to trust a rerun, or to see why it differs.
 
 use crate::config::RunConfig;
+use crate::threads::Threads;
 use cutlayer_data::{DataSpec, HeldOut};
 use cutlayer_model::ModelFolder;
 use serde::Serialize;
@@ -31,6 +32,8 @@ pub struct Manifest {
     pub data: Vec<DataFile>,
     /// The machine.
     pub machine: Machine,
+    /// How its cores were shared.
+    pub threads: Threads,
 }
 
 /// The state of a git checkout.
@@ -70,7 +73,7 @@ pub struct Machine {
 
 impl Manifest {
     /// Of a run about to start.
-    pub fn of(config: &RunConfig, name: &str) -> Self {
+    pub fn of(config: &RunConfig, name: &str, threads: Threads) -> Self {
         let base = config.model.path.as_deref().and_then(|path| ModelFolder::open(path).and_then(|folder| folder.base_hash()).ok());
         Self {
             name: name.into(),
@@ -83,6 +86,7 @@ impl Manifest {
             base: base.map(|hash| hash.to_hex()),
             data: data_files(config),
             machine: Machine::here(),
+            threads,
         }
     }
 }
@@ -93,15 +97,15 @@ impl Machine {
         Self {
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
-            cpu: field_of("/proc/cpuinfo", "model name"),
+            cpu: peek(Path::new("/proc/cpuinfo"), "model name"),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: field_of("/proc/meminfo", "MemTotal").and_then(|text| kibibytes(&text)),
+            memory_bytes: peek(Path::new("/proc/meminfo"), "MemTotal").and_then(|text| kibibytes(&text)),
         }
     }
 }
 
 /// The value after `name` and a colon in one of Linux's text files.
-fn field_of(file: &str, name: &str) -> Option<String> {
+pub(crate) fn peek(file: &Path, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
     Some(value.trim().to_owned())

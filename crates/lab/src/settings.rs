@@ -92,6 +92,7 @@ impl RunConfig {
             head: self.has_server_head(),
             link: self.link_config(),
             out,
+            phases: false,
         })
     }
 
@@ -112,6 +113,7 @@ impl RunConfig {
             name: self.client_name(index),
             link: self.link_config(),
             out: None,
+            phases: false,
         })
     }
 
@@ -124,6 +126,7 @@ impl RunConfig {
             starting_adapter: self.model.adapter.clone(),
             clients,
             out,
+            phases: false,
         })
     }
 }

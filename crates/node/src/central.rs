@@ -3,7 +3,8 @@
 use crate::adapters::{peft_config, starting};
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
-use crate::prepare::{ClientData, Prepared, classes, evaluation, prepare};
+use crate::phases::{Phase, PhaseClock};
+use crate::prepare::{ClientData, Prepared, classes, evaluation, prepare, rectangle};
 use crate::schedule::StepClock;
 use crate::stop::Stop;
 use cutlayer_data::{Batch, Record};
@@ -28,6 +29,8 @@ pub struct CentralConfig {
     pub clients: Vec<ClientData>,
     /// PEFT folder to leave the adapter in.
     pub out: PathBuf,
+    /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
+    pub phases: bool,
 }
 
 /// What a central run came to.
@@ -45,13 +48,17 @@ struct Whole {
     blocks: usize,
     packed: bool,
     steps: u64,
+    clock: PhaseClock,
 }
 
 impl Whole {
     fn run(&mut self, batch: &Batch, mode: Mode) -> Result<EvalSums, NodeError> {
         self.steps += 1;
         let rows = Rows::new(&batch.lengths, self.packed, self.stage.frozen().spec().positions_max)?;
-        Ok(self.stage.loss(StepId(self.steps), 0..self.blocks, Input::Tokens(&batch.ids), &rows, &batch.labels, mode)?.0)
+        self.clock.start();
+        let (sums, _) = self.stage.loss(StepId(self.steps), 0..self.blocks, Input::Tokens(&batch.ids), &rows, &batch.labels, mode)?;
+        self.clock.end_loss(&self.stage);
+        Ok(sums)
     }
 
     fn evaluate(&mut self, batches: &[Batch]) -> Result<EvalSums, NodeError> {
@@ -73,7 +80,8 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
     let start = starting(&spec, &plan.task, &plan.adapter, plan.seed, config.starting_adapter.as_deref())?;
     let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(&plan.task), &device)?);
     let stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
-    let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0 };
+    let clock = PhaseClock::new(config.phases, &device);
+    let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0, clock };
     let mut clients = (0u32..)
         .zip(&config.clients)
         .map(|(index, data)| prepare(&config.model, data, plan, index))
@@ -113,19 +121,24 @@ fn train(whole: &mut Whole, clients: &mut [Prepared], plan: &Plan, round: u32, e
         let started = Instant::now();
         let batch = join(clients.iter_mut().map(|client| client.batches.next_batch()));
         let clock = StepClock { round: cutlayer_wire::RoundId(round), index };
+        whole.clock.take();
         let sums = whole.run(&batch, Mode::Train { dropout_seed: clock.dropout_seed(plan, 0) })?;
+        whole.clock.start();
         whole.stage.update(&plan.optimizer, clock.learning_rate(plan));
+        whole.clock.end(Phase::Optimizer);
         events(Event::Step {
             client: 0,
             round,
             step: index + 1,
             loss: sums.mean_loss(),
             tokens: batch.tokens() as u32,
+            rectangle: rectangle(&plan.batch, &batch.lengths),
             scored: sums.scored as u32,
             bytes_up: 0,
             bytes_down: 0,
             wait_ms: 0.0,
             compute_ms: started.elapsed().as_secs_f64() * 1e3,
+            phases: whole.clock.take(),
         });
     }
     Ok(())
@@ -163,9 +176,11 @@ impl Scorer {
             None => LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec![] },
         };
         let state = starting(&spec, task, &lora, 0, adapter)?;
-        let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device.open()?)?);
+        let device = device.open()?;
+        let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device)?);
         let stage = Stage::new(frozen, 0..spec.blocks, true, &lora, &state)?;
-        let whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0 };
+        let clock = PhaseClock::new(false, &device);
+        let whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0, clock };
         Ok(Self { whole, model: model.into(), batch: *batch, task: task.clone() })
     }
 

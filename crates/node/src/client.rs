@@ -3,7 +3,8 @@
 use crate::compute::Compute;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
-use crate::prepare::{ClientData, Prepared, check_task, prepare};
+use crate::phases::Phases;
+use crate::prepare::{ClientData, Prepared, check_task, prepare, rectangle};
 use crate::schedule::StepClock;
 use crate::side::{Agreement, ClientSide, Doing};
 use crate::stop::Stop;
@@ -42,6 +43,8 @@ pub struct JoinConfig {
     pub link: LinkConfig,
     /// Where to leave the last global adapter of this client's layers, as a PEFT folder.
     pub out: Option<PathBuf>,
+    /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
+    pub phases: bool,
 }
 
 /// What a client did.
@@ -140,11 +143,19 @@ async fn agree(config: &JoinConfig, control: &mut Control, session: &mut ClientS
     match answer {
         Message::Welcome { plan, activations, gradients, client, .. } => {
             plan.validate()?;
-            Ok(Agreement { plan, activations, gradients, client, cut: config.cut.0.into(), tail: config.tail.map(usize::from) })
+            let (cut, tail) = (config.cut.0.into(), config.tail.map(usize::from));
+            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases: config.phases })
         }
         Message::Refused { code, reason } => Err(NodeError::Refused { code, reason }),
         other => Err(NodeError::Ended { reason: format!("the server answered Hello with {}", other.name()) }),
     }
+}
+
+/// A batch in numbers.
+struct Told {
+    tokens: u32,
+    rectangle: u32,
+    scored: u32,
 }
 
 struct Client {
@@ -243,7 +254,8 @@ impl Client {
     async fn step(&mut self, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<EvalSums, NodeError> {
         let started = Instant::now();
         let step = self.session.open_step(clock.round, train)?;
-        let (tokens, scored) = (batch.tokens() as u32, batch.scored());
+        let told =
+            Told { tokens: batch.tokens() as u32, rectangle: rectangle(&self.agreed.plan.batch, &batch.lengths), scored: batch.scored() };
         let (doing, forward) = self.side.run("forward", move |side| forward(side, step, clock, batch, train)).await??;
         let mut bytes = (forward.header.payload_bytes, 0);
         let limits = self.limits.clone().answering(&forward.header);
@@ -271,24 +283,34 @@ impl Client {
         }
         stream.finish().await?;
         if train {
-            self.side.run("backward", move |side| backward(side, &doing, &answer)).await??;
-            self.tell(clock, sums, tokens, scored, bytes, (wait_ms, millis(started) - wait_ms));
+            let phases = self.side.run("backward", move |side| backward(side, &doing, &answer)).await??;
+            self.tell(clock, sums, told, bytes, (wait_ms, millis(started) - wait_ms), phases);
         }
         Ok(sums)
     }
 
-    fn tell(&self, clock: StepClock, sums: EvalSums, tokens: u32, scored: u32, bytes: (u64, u64), (wait_ms, compute_ms): (f64, f64)) {
+    fn tell(
+        &self,
+        clock: StepClock,
+        sums: EvalSums,
+        Told { tokens, rectangle, scored }: Told,
+        bytes: (u64, u64),
+        (wait_ms, compute_ms): (f64, f64),
+        phases: Option<Phases>,
+    ) {
         (self.events)(Event::Step {
             client: self.agreed.client,
             round: clock.round.0,
             step: clock.index + 1,
             loss: sums.mean_loss(),
             tokens,
+            rectangle,
             scored,
             bytes_up: bytes.0,
             bytes_down: bytes.1,
             wait_ms,
             compute_ms,
+            phases,
         });
     }
 
@@ -325,16 +347,17 @@ fn forward(
     train: bool,
 ) -> Result<(Doing, Frame), NodeError> {
     let doing = side.begin(step, clock, batch, train)?;
+    side.take_phases();
     let frame = side.forward(&doing, clock.round)?;
     Ok((doing, frame))
 }
 
-fn backward(side: &mut ClientSide, doing: &Doing, answer: &Frame) -> Result<(), NodeError> {
+fn backward(side: &mut ClientSide, doing: &Doing, answer: &Frame) -> Result<Option<Phases>, NodeError> {
     if answer.header.kind == FrameKind::Gradient {
         side.backward(doing, answer)?;
     }
     side.update(doing);
-    Ok(())
+    Ok(side.take_phases())
 }
 
 /// A step that the server would not take is not the end: the round may have gone on without us, and the next message says

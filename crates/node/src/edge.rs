@@ -3,6 +3,7 @@
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
 use crate::error::NodeError;
+use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::StepClock;
 use crate::side::load_whole;
 use cutlayer_federation::{Source, Update};
@@ -45,6 +46,7 @@ pub(crate) struct Edge {
     shared: Option<Stage>,
     seats: BTreeMap<u32, Seat>,
     global: AdapterState,
+    clock: PhaseClock,
 }
 
 impl Edge {
@@ -62,11 +64,23 @@ impl Edge {
         let labels = crate::prepare::classes(&plan.task);
         let parts = Parts { embedding: false, blocks: (first..blocks).collect(), head };
         let frozen = Arc::new(Frozen::load(folder, &parts, labels, device)?);
-        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats: BTreeMap::new(), global };
+        let clock = PhaseClock::new(false, device);
+        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats: BTreeMap::new(), global, clock };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
         }
         Ok(edge)
+    }
+
+    /// The same, with the phases of its steps timed if `asked`.
+    pub fn timed(mut self, asked: bool) -> Self {
+        self.clock = PhaseClock::new(asked, self.frozen.device());
+        self
+    }
+
+    /// The phases since they were last taken; `None` where they are not timed.
+    pub fn take_phases(&mut self) -> Option<Phases> {
+        self.clock.take()
     }
 
     /// Gives a client its place.
@@ -136,7 +150,9 @@ impl Edge {
         let header = frame.header;
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
         let rows = Rows::new(&frame.lengths, header.flags.has(FrameFlags::PACKED), self.frozen.spec().positions_max)?;
+        self.clock.start();
         let hidden = self.read(step, frame, &rows)?;
+        self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
         let clock = StepClock { round: header.round, index: seat.work.steps };
         let mode = if train { Mode::Train { dropout_seed: clock.dropout_seed(&self.plan, client) } } else { Mode::Evaluate };
@@ -150,18 +166,24 @@ impl Edge {
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         if !seat.head {
             let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
+            self.clock.end(Phase::Forward);
             let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden));
+            self.clock.end(Phase::Encode);
             if train {
                 seat.doing.insert(step, (clock, rows));
             }
             return Ok(answer);
         }
         let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
+        self.clock.end_loss(stage);
         if train {
             seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
             stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
+            self.clock.end(Phase::Optimizer);
         }
-        Ok(self.answer(frame, gradient.filter(|_| train), sums))
+        let answer = self.answer(frame, gradient.filter(|_| train), sums);
+        self.clock.end(Phase::Encode);
+        Ok(answer)
     }
 
     /// Answers the gradient of a U-shaped step with the gradient at the cut.
@@ -169,12 +191,18 @@ impl Edge {
         let step = opened.header.step;
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
         let (clock, rows) = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
+        self.clock.start();
         let gradient = self.read(step, gradient, &rows)?;
+        self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("looked up above");
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         let upstream = stage.backward(tape_of(client, step), gradient)?;
+        self.clock.end(Phase::Backward);
         stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
-        Ok(self.answer(opened, upstream, EvalSums::default()))
+        self.clock.end(Phase::Optimizer);
+        let answer = self.answer(opened, upstream, EvalSums::default());
+        self.clock.end(Phase::Encode);
+        Ok(answer)
     }
 
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.

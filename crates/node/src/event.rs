@@ -1,5 +1,6 @@
 //! What a run tells whoever watches it: one value per thing that happened, one JSON object a line on disk.
 
+use crate::phases::Phases;
 use cutlayer_wire::EvalSums;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -73,6 +74,9 @@ pub enum Event {
         loss: Option<f64>,
         /// Tokens in the batch.
         tokens: u32,
+        /// Tokens in the rectangle that the same batch would fill if it were padded to its longest sequence.
+        #[serde(default)]
+        rectangle: u32,
         /// Labels scored.
         scored: u32,
         /// Bytes of the step from the client.
@@ -83,6 +87,9 @@ pub enum Event {
         wait_ms: f64,
         /// Time the teller computed.
         compute_ms: f64,
+        /// What it computed in that time, where that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        phases: Option<Phases>,
     },
     /// A client's update arrived.
     Updated {

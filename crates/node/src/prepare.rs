@@ -49,7 +49,7 @@ fn shape(batch: &BatchSpec) -> BatchShape {
         cutlayer_wire::Layout::Padded => Layout::Padded,
         cutlayer_wire::Layout::Packed => Layout::Packed,
     };
-    BatchShape { sequences: batch.sequences, tokens_max: batch.tokens_max, layout, group_by_length: false }
+    BatchShape { sequences: batch.sequences, tokens_max: batch.tokens_max, layout, group_by_length: batch.group_by_length }
 }
 
 /// Tokenises `data` with the tokenizer of `model` and shuffles it with the run's seed and the client's index.
@@ -58,6 +58,15 @@ pub(crate) fn prepare(model: &Path, data: &ClientData, plan: &Plan, client: u32)
     let seed = plan.seed.wrapping_add(u64::from(client));
     let batches = Batcher::new(train.examples, shape(&plan.batch), seed)?;
     Ok(Prepared { batches, evaluation: evaluation(model, &data.eval, &plan.task, &plan.batch)?, skipped: train.skipped })
+}
+
+/// Tokens in the rectangle that a batch of these lengths would fill if it were padded: what a tensor of whole rows would compute.
+/// Packed sequences lie in one row, and pad nothing.
+pub(crate) fn rectangle(batch: &BatchSpec, lengths: &[u32]) -> u32 {
+    match batch.layout {
+        cutlayer_wire::Layout::Padded => (lengths.len() as u32).saturating_mul(lengths.iter().copied().max().unwrap_or(0)),
+        cutlayer_wire::Layout::Packed => lengths.iter().sum(),
+    }
 }
 
 /// Every held-out record once.

@@ -67,6 +67,8 @@ pub struct ServeConfig {
     pub link: LinkConfig,
     /// Folder for the global adapter, which is written there at each commit.
     pub out: PathBuf,
+    /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
+    pub phases: bool,
 }
 
 /// What a run came to.
@@ -136,8 +138,9 @@ pub async fn serve(
 
     let device = config.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
-    let (first, head) = (usize::from(config.first_block), config.head);
-    let edge = Compute::start("edge", move || Edge::load(&folder, &device, plan, encodings, first, head, global)).await?;
+    let (first, head, phases) = (usize::from(config.first_block), config.head, config.phases);
+    let load = move || Edge::load(&folder, &device, plan, encodings, first, head, global).map(|edge| edge.timed(phases));
+    let edge = Compute::start("edge", load).await?;
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
     events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });
     let (reports, inbox) = mpsc::channel(REPORTS_MAX);

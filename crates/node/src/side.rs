@@ -3,6 +3,7 @@
 //! Owned by the client's compute thread. Frames in, frames out; it knows no socket.
 
 use crate::error::NodeError;
+use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::StepClock;
 use cutlayer_data::Batch;
 use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
@@ -22,6 +23,8 @@ pub(crate) struct Agreement {
     pub cut: usize,
     /// Blocks at the end on the client; `None` for a vanilla split.
     pub tail: Option<usize>,
+    /// Whether to time the phases of a step; this side's own wish.
+    pub phases: bool,
 }
 
 /// The client's layers, adapters and optimizers.
@@ -31,6 +34,7 @@ pub(crate) struct ClientSide {
     tail: Option<Stage>,
     front_blocks: Range<usize>,
     tail_blocks: Range<usize>,
+    clock: PhaseClock,
 }
 
 /// A step between its frames.
@@ -58,7 +62,13 @@ impl ClientSide {
         };
         let front = stage(front_blocks.clone(), false)?;
         let tail = agreed.tail.map(|_| stage(tail_blocks.clone(), true)).transpose()?;
-        Ok(Self { front, tail, front_blocks, tail_blocks, agreed })
+        let clock = PhaseClock::new(agreed.phases, device);
+        Ok(Self { front, tail, front_blocks, tail_blocks, clock, agreed })
+    }
+
+    /// The phases since they were last taken; `None` where they are not timed.
+    pub fn take_phases(&mut self) -> Option<Phases> {
+        self.clock.take()
     }
 
     /// Bytes the adapter takes as f32, and the number of its values.
@@ -107,7 +117,9 @@ impl ClientSide {
         let wants_gradient = doing.train && !self.front.adapter().is_empty();
         let mode = if wants_gradient { self.mode(doing) } else { Mode::Evaluate };
         let input = Input::Tokens(&doing.batch.ids);
+        self.clock.start();
         let hidden = self.front.forward(doing.step, self.front_blocks.clone(), input, &doing.rows, mode)?;
+        self.clock.end(Phase::Forward);
         let flags = FrameFlags::NONE
             .with_if(FrameFlags::TRAIN, doing.train)
             .with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient)
@@ -115,17 +127,22 @@ impl ClientSide {
         let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
         let width = self.front.frozen().spec().hidden as u32;
         let payload = encoding::encode(self.agreed.activations, hidden);
+        self.clock.end(Phase::Encode);
         Ok(Frame::forward(doing.step, round, flags, self.agreed.activations, width, doing.batch.lengths.clone(), labels, payload))
     }
 
     /// U-shape: the last blocks and the loss, from the server's hidden states. Returns the sums and, in training, the gradient to send.
     pub fn finish(&mut self, doing: &Doing, hidden: &Frame) -> Result<(EvalSums, Option<Frame>), NodeError> {
+        self.clock.start();
         let input = Input::Hidden(self.read(doing, hidden)?, doing.train);
+        self.clock.end(Phase::Decode);
         let mode = self.mode(doing);
         let tail = self.tail.as_mut().expect("only a U-shaped client is sent hidden states");
         let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
+        self.clock.end_loss(tail);
         let gradient = gradient.filter(|_| doing.train).map(|gradient| {
             let payload = encoding::encode(self.agreed.gradients, gradient);
+            self.clock.end(Phase::Encode);
             Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload)
         });
         Ok((sums, gradient))
@@ -133,8 +150,11 @@ impl ClientSide {
 
     /// The backward pass of the first blocks, from the server's gradient.
     pub fn backward(&mut self, doing: &Doing, gradient: &Frame) -> Result<(), NodeError> {
+        self.clock.start();
         let gradient = self.read(doing, gradient)?;
+        self.clock.end(Phase::Decode);
         self.front.backward(doing.step, gradient)?;
+        self.clock.end(Phase::Backward);
         Ok(())
     }
 
@@ -142,8 +162,10 @@ impl ClientSide {
     pub fn update(&mut self, doing: &Doing) {
         let optimizer = &self.agreed.plan.optimizer;
         let learning_rate = doing.clock.learning_rate(&self.agreed.plan);
+        self.clock.start();
         self.front.update(optimizer, learning_rate);
         self.tail.iter_mut().for_each(|tail| tail.update(optimizer, learning_rate));
+        self.clock.end(Phase::Optimizer);
     }
 
     fn mode(&self, doing: &Doing) -> Mode {

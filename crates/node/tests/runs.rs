@@ -63,7 +63,7 @@ fn plan() -> Plan {
             clip_norm: None,
             reset_each_round: false,
         },
-        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded },
+        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded, group_by_length: false },
         rounds: ROUNDS,
         local_steps: 3,
         seed: 9,
@@ -93,6 +93,7 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         head: true,
         link: LinkConfig::default(),
         out: ground.run.path().join("adapter"),
+        phases: false,
     }
 }
 
@@ -144,6 +145,7 @@ impl Running {
             name: name.into(),
             link: LinkConfig::default(),
             out: None,
+            phases: false,
         }
     }
 }
@@ -197,6 +199,7 @@ fn uncut(plan: &Plan, clients: usize) -> (AdapterState, CentralReport) {
         starting_adapter: None,
         clients: (0..clients).map(|index| ClientData { train: texts(index), eval: texts(index + 10) }).collect(),
         out: out.clone(),
+        phases: false,
     };
     let report = central(config, &no_events(), &Stop::new()).unwrap();
     (PeftFolder::read(&out).unwrap().1, report)

@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::plan_parts::PlanError;
 
 /// The protocol both sides must speak; raised whenever any golden byte of this crate changes.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The longest name a client may give itself, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;

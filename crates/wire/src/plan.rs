@@ -55,6 +55,8 @@ pub struct BatchSpec {
     pub tokens_max: u32,
     /// Their layout on the device.
     pub layout: Layout,
+    /// Put sequences of similar length together, which pads less and shuffles less.
+    pub group_by_length: bool,
 }
 
 /// Whose adapters the server side trains.
@@ -164,6 +166,12 @@ impl BatchSpec {
             "batch.sequences",
             format_args!("{} of {} tokens", self.sequences, self.tokens_max),
             "lower one of the two until their product is below 2^32",
+        )?;
+        require(
+            self.layout == Layout::Padded || !self.group_by_length,
+            "batch.group_by_length",
+            "true for packed batches",
+            "packed sequences pad nothing; give false, or a padded layout",
         )
     }
 }

@@ -14,12 +14,12 @@ fn check_bytes(bytes: &[u8], golden: &str) {
 #[test]
 fn message_bytes_are_frozen() {
     let golden = [
-        "00 01 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
+        "00 02 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
          ab ab ab ab 1e fb 40 02 04 01 01 02 01 00 fb e8 03 fc 70 11 01 00 05 61 6c 69 63 65",
         "01 01 02 02 6e 6f 03 79 65 73
          08 00 00 80 41 01 00 00 00 3f 01 06 71 5f 70 72 6f 6a
          00 00 00 00 3f 00 00 80 3e 00 00 00 3e 00 00 00 40 00 00 80 3f 02 03 01 00 00 80 40 01
-         04 fb 2c 01 01 05 06 07 01 01 01 02 01 00 02 09",
+         04 fb 2c 01 00 01 05 06 07 01 01 01 02 01 00 02 09",
         "02 02 03 63 75 74",
         "03 03",
         "04 03",
@@ -43,7 +43,7 @@ fn frame_bytes_are_frozen() {
     let frame = forward(vec![1, -100, 3]);
     check_bytes(
         &frame.encode(),
-        "43 55 54 4c 01 00 01 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+        "43 55 54 4c 02 00 01 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
          02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
          01 00 00 00 02 00 00 00
@@ -54,7 +54,7 @@ fn frame_bytes_are_frozen() {
     let gradient = Frame::gradient(&frame.header, Encoding::Bf16, sums, vec![0; 12]);
     check_bytes(
         &gradient.header.encode(),
-        "43 55 54 4c 01 00 03 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+        "43 55 54 4c 02 00 03 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
          00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 f8 3f 03 00 00 00 02 00 00 00",
     );
@@ -65,7 +65,7 @@ fn frame_bytes_are_frozen() {
 fn adapter_bytes_are_frozen() {
     check_bytes(
         &adapter().encode(),
-        "43 55 54 41 01 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
+        "43 55 54 41 02 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
          00 00 00 00 00 00 58 40 00 01 02 03 04 05 06 07
          02 01 61 01 03 01 62 02 02 01
          00 00 00 3f 00 00 00 00 00 00 80 40 00 00 80 3f 00 00 00 c0",

@@ -120,7 +120,7 @@ fn check_frame_bytes_refused(says: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
 #[test]
 fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("not a cutlayer frame", |bytes| bytes[0] = b'G');
-    check_frame_bytes_refused("frame speaks protocol 2, we speak 1", |bytes| bytes[4] = 2);
+    check_frame_bytes_refused("frame speaks protocol 1, we speak 2", |bytes| bytes[4] = 1);
     check_frame_bytes_refused("frame kind 6 is unknown", |bytes| bytes[6] = 6);
     check_frame_bytes_refused("frame kind 0 is unknown", |bytes| bytes[6] = 0);
     check_frame_bytes_refused("no encoding has the number 2", |bytes| bytes[7] = 2);
@@ -231,11 +231,11 @@ fn foreign_control_bytes_are_refused() {
     let mut surplus = bytes.clone();
     surplus.push(0);
     assert!(matches!(decode(&surplus), Err(CodecError::Trailing { .. })));
-    let mut future = bytes.clone();
-    future[1] = 2;
-    future.truncate(2);
-    let error = decode(&future).expect_err("another version").to_string();
-    assert!(error.contains("peer speaks protocol 2, we speak 1"), "{error}");
+    let mut past = bytes.clone();
+    past[1] = 1;
+    past.truncate(2);
+    let error = decode(&past).expect_err("another version").to_string();
+    assert!(error.contains("peer speaks protocol 1, we speak 2"), "{error}");
     assert!(decode(&vec![0; CONTROL_BYTES_MAX + 1]).is_err());
     assert!(decode(&[9]).is_err());
     let most = u32::try_from(CONTROL_BYTES_MAX).unwrap();

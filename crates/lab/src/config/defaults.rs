@@ -50,6 +50,7 @@ pub(super) fn train() -> TrainSection {
         sequences: 8,
         tokens_max: 256,
         layout: Layout::Padded,
+        group_by_length: false,
         evaluate_every: 1,
     }
 }

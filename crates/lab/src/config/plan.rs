@@ -23,7 +23,9 @@ impl RunConfig {
 
     /// What one step trains on.
     pub fn batch(&self) -> BatchSpec {
-        BatchSpec { sequences: self.train.sequences, tokens_max: self.train.tokens_max, layout: self.train.layout }
+        let section = &self.train;
+        let (sequences, tokens_max, layout) = (section.sequences, section.tokens_max, section.layout);
+        BatchSpec { sequences, tokens_max, layout, group_by_length: section.group_by_length }
     }
 
     fn lora(&self) -> LoraSpec {

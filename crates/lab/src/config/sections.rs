@@ -91,6 +91,8 @@ pub struct TrainSection {
     pub tokens_max: u32,
     /// Padded or packed.
     pub layout: Layout,
+    /// Put sequences of similar length into one batch: less padding, less shuffling.
+    pub group_by_length: bool,
     /// Rounds between evaluations; 0 evaluates only at both ends.
     pub evaluate_every: u32,
 }

@@ -99,6 +99,7 @@ fn values_are_checked() {
         ("name=../up", "name"),
         ("adapter.rank=0", "rank"),
         ("train.tokens_max=1", "tokens_max"),
+        ("train={layout='packed', group_by_length=true}", "group_by_length"),
     ] {
         assert!(refusal("", &[change]).contains(word), "{change}: {}", refusal("", &[change]));
     }

@@ -1,10 +1,11 @@
 //! The uncut run: same file, same batches, same order, one thread of this process.
 
-use super::Record;
 use super::child::{LINES_MAX, Who};
+use super::{Record, RunOptions};
 use crate::config::RunConfig;
 use crate::error::LabError;
 use crate::folder::RunFolder;
+use crate::memory::peak_bytes;
 use cutlayer_node::{ClientData, Event, EventSink, Stop, central};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -15,13 +16,15 @@ const NAME: &str = "central";
 /// Trains the uncut model and keeps what it tells.
 pub(super) async fn run(
     config: &RunConfig,
+    options: &RunOptions,
     data: Vec<ClientData>,
     folder: &RunFolder,
     record: &mut Record,
     stop: &Stop,
 ) -> Result<(), LabError> {
     let samples = data.iter().map(|client| client.train.len() as u64).sum();
-    let job = config.central_config(data, folder.adapter())?;
+    let mut job = config.central_config(data, folder.adapter())?;
+    job.phases = options.phases;
     let (tell, mut heard) = mpsc::channel::<Event>(LINES_MAX);
     // The training thread waits for its listener rather than losing an event.
     let events: EventSink = Arc::new(move |event| {
@@ -35,7 +38,10 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             event = heard.recv() => match event {
-                Some(event) => record.event(Who::Server, NAME, &event)?,
+                Some(event) => {
+                    record.tally.peak(Who::Server, peak_bytes(None));
+                    record.event(Who::Server, NAME, &event)?;
+                }
                 None => break,
             },
             () = stop.triggered(), if !stopping => {

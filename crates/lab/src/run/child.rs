@@ -4,6 +4,7 @@
 //! when this process is killed; one that does not listen is killed when its handle is dropped.
 
 use crate::error::LabError;
+use crate::memory::peak_bytes;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -44,6 +45,7 @@ pub(crate) enum Said {
 pub(crate) struct Child {
     name: String,
     log: PathBuf,
+    id: Option<u32>,
     stdin: Option<ChildStdin>,
     follower: JoinHandle<()>,
 }
@@ -61,19 +63,24 @@ impl Child {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
         let mut process = command.spawn().map_err(|source| LabError::Spawn { name: name.clone(), source })?;
-        let stdin = process.stdin.take();
+        let (id, stdin) = (process.id(), process.stdin.take());
         let stdout = process.stdout.take().expect("it was asked for a pipe");
         let follower = tokio::spawn(async move {
             forward_lines(who, stdout, &said).await;
             // The run may have ended without waiting.
             let _ = said.send((who, Said::Exited(process.wait().await))).await;
         });
-        Ok(Self { name, log, stdin, follower })
+        Ok(Self { name, log, id, stdin, follower })
     }
 
     /// Asks it to end with what it has.
     pub fn ask_to_stop(&mut self) {
         self.stdin = None;
+    }
+
+    /// The most memory it has held so far, where the system says.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.id.and_then(|id| peak_bytes(Some(id)))
     }
 
     /// The error that says how it died.

@@ -8,6 +8,7 @@ use super::{Record, RunOptions};
 use crate::config::RunConfig;
 use crate::error::LabError;
 use crate::folder::RunFolder;
+use crate::threads::Threads;
 use cutlayer_node::{Event, Stop};
 use cutlayer_transport::{AllowList, Identity};
 use cutlayer_wire::PeerId;
@@ -170,7 +171,11 @@ impl Launch<'_> {
     fn arguments(&self, command: &str, process: &str, more: &[OsString]) -> Vec<OsString> {
         let keys = self.folder.keys(process);
         let common: [OsString; 5] = [command.into(), self.folder.resolved().into(), "--keys".into(), keys.into(), "--supervised".into()];
-        common.into_iter().chain(more.iter().cloned()).collect()
+        let phases = self.options.phases.then(|| OsString::from("--phases"));
+        let threads = Threads::of(self.config, self.options.cores);
+        let own = if command == "serve" { threads.server } else { threads.client };
+        let threads: [OsString; 2] = ["--threads".into(), own.to_string().into()];
+        common.into_iter().chain(threads).chain(phases).chain(more.iter().cloned()).collect()
     }
 
     fn spawn(&self, who: Who, process: &str, arguments: &[OsString]) -> Result<Child, LabError> {
@@ -213,6 +218,11 @@ impl Launch<'_> {
                 return Ok(());
             }
         };
+        let child = match who {
+            Who::Server => self.server.as_ref(),
+            Who::Client(client) => self.clients.get(&client),
+        };
+        self.record.tally.peak(who, child.and_then(Child::peak_bytes));
         match &event {
             Event::Listening { addr, .. } => self.state.listening = addr.parse().ok(),
             Event::Joined { client, .. } if who == Who::Server => {

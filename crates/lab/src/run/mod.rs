@@ -11,6 +11,7 @@ mod words;
 pub use progress::Show;
 pub use summary::{ClientRow, RoundRow, Summary};
 pub use table::tables;
+pub(crate) use table::{bytes, table};
 pub use words::describe;
 
 use crate::config::{Mode, RunConfig};
@@ -18,6 +19,7 @@ use crate::error::LabError;
 use crate::folder::{MANIFEST_FILE, MetricsFile, RunFolder, SUMMARY_FILE};
 use crate::manifest::Manifest;
 use crate::shares::{client_data, resolve_labels};
+use crate::threads::Threads;
 use child::Who;
 use cutlayer_node::{Event, Stop};
 use progress::Progress;
@@ -35,6 +37,10 @@ pub struct RunOptions {
     pub runs: PathBuf,
     /// What a person sees.
     pub show: Show,
+    /// Whether each step tells its phases; on a GPU that costs the time to wait for it at each.
+    pub phases: bool,
+    /// Cores that the run's processes share ([`Threads`]).
+    pub cores: usize,
 }
 
 /// Runs the experiment. `stop` ends it with what it has.
@@ -47,13 +53,13 @@ pub async fn run(mut config: RunConfig, options: &RunOptions, stop: &Stop) -> Re
     let folder = RunFolder::create(&options.runs, &config.name)?;
     folder.save_config(&config)?;
     let name = folder_name(folder.path());
-    folder.save_json(MANIFEST_FILE, &Manifest::of(&config, &name))?;
+    folder.save_json(MANIFEST_FILE, &Manifest::of(&config, &name, Threads::of(&config, options.cores)))?;
     let mut record = Record::new(&folder, Progress::new(options.show, &config))?;
     if name != config.name {
         record.progress.note(&format!("the folder {} was taken; this run is {name}", config.name));
     }
     let outcome = match config.split.mode {
-        Mode::Central => central::run(&config, data, &folder, &mut record, stop).await,
+        Mode::Central => central::run(&config, options, data, &folder, &mut record, stop).await,
         Mode::Split => {
             drop(data);
             launch::run(&config, options, &folder, &mut record, stop).await

@@ -29,6 +29,8 @@ pub struct Summary {
     pub clients: Vec<ClientRow>,
     /// Peers that were turned away.
     pub refused: Vec<String>,
+    /// The most memory that the server's process held, or the one of an uncut run, where the system says.
+    pub server_peak_bytes: Option<u64>,
 }
 
 /// One round.
@@ -52,8 +54,14 @@ pub struct RoundRow {
     pub late: Vec<String>,
     /// How long it took.
     pub seconds: f64,
+    /// Share of a padded rectangle of its batches that would be padding: what computing whole rows would waste. Ours are ragged.
+    pub padding_share: Option<f64>,
+    /// The same by client.
+    pub padding_shares: BTreeMap<u32, f64>,
     #[serde(skip)]
     pub(super) train: Mean,
+    #[serde(skip)]
+    pub(super) filled: BTreeMap<u32, Filled>,
 }
 
 /// One client.
@@ -73,6 +81,8 @@ pub struct ClientRow {
     pub steps: u64,
     /// Tokens in them.
     pub tokens: u64,
+    /// Share of a padded rectangle of its batches that would be padding.
+    pub padding_share: Option<f64>,
     /// Bytes of the steps from it.
     pub bytes_up: u64,
     /// Bytes of the steps to it.
@@ -83,6 +93,8 @@ pub struct ClientRow {
     pub wait_s: f64,
     /// Time it computed.
     pub compute_s: f64,
+    /// The most memory that its process held, where the system says.
+    pub peak_bytes: Option<u64>,
     /// Time the server computed for it.
     pub server_compute_s: f64,
     /// Updates of it that counted.
@@ -111,6 +123,31 @@ impl Mean {
     }
 }
 
+/// Tokens, and the rectangles that their batches would be padded to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Filled {
+    tokens: u64,
+    rectangle: u64,
+}
+
+impl Filled {
+    fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.rectangle += other.rectangle;
+    }
+
+    fn padding_share(self) -> Option<f64> {
+        (self.rectangle > 0).then(|| 1.0 - self.tokens as f64 / self.rectangle as f64)
+    }
+
+    fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        all.into_iter().fold(Self::default(), |mut sum, one| {
+            sum.add(*one);
+            sum
+        })
+    }
+}
+
 /// Adds up events.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
@@ -119,6 +156,7 @@ pub(crate) struct Tally {
     refused: Vec<String>,
     rounds_done: u32,
     reason: Option<String>,
+    server_peak_bytes: Option<u64>,
 }
 
 impl Tally {
@@ -173,10 +211,14 @@ impl Tally {
     }
 
     fn add_step(&mut self, who: Who, event: &Event) {
-        let Event::Step { client, round, loss, tokens, scored, bytes_up, bytes_down, wait_ms, compute_ms, .. } = event else { return };
-        let row = self.client(*client);
+        let Event::Step { client, round, loss, tokens, rectangle, scored, bytes_up, bytes_down, wait_ms, compute_ms, .. } = event else {
+            return;
+        };
         match who {
             Who::Server => {
+                let filled = Filled { tokens: u64::from(*tokens), rectangle: u64::from(*rectangle) };
+                self.round(*round).filled.entry(*client).or_default().add(filled);
+                let row = self.client(*client);
                 row.steps += 1;
                 row.tokens += u64::from(*tokens);
                 row.bytes_up += bytes_up;
@@ -184,12 +226,24 @@ impl Tally {
                 row.wait_s += wait_ms / 1e3;
                 row.server_compute_s += compute_ms / 1e3;
             }
-            Who::Client(_) => row.compute_s += compute_ms / 1e3,
+            Who::Client(_) => self.client(*client).compute_s += compute_ms / 1e3,
         }
+        let row = self.client(*client);
         let holds_labels = (who == Who::Server) == row.tail.is_none();
         if let Some(loss) = loss.filter(|_| holds_labels) {
             row.loss_last = Some(loss);
             self.round(*round).train.add(loss, f64::from(*scored));
+        }
+    }
+
+    /// Adds the most memory that the process of `who` has held so far.
+    pub fn peak(&mut self, who: Who, bytes: Option<u64>) {
+        match who {
+            Who::Server => self.server_peak_bytes = self.server_peak_bytes.max(bytes),
+            Who::Client(client) => {
+                let row = self.client(client);
+                row.peak_bytes = row.peak_bytes.max(bytes);
+            }
         }
     }
 
@@ -205,7 +259,12 @@ impl Tally {
 
     /// One round as it stands.
     pub fn round_row(&self, round: u32) -> Option<RoundRow> {
-        self.rounds.get(&round).map(|row| RoundRow { train_loss: row.train.value(), ..row.clone() })
+        self.rounds.get(&round).map(|row| RoundRow {
+            train_loss: row.train.value(),
+            padding_share: Filled::sum(row.filled.values()).padding_share(),
+            padding_shares: row.filled.iter().filter_map(|(client, filled)| Some((*client, filled.padding_share()?))).collect(),
+            ..row.clone()
+        })
     }
 
     /// Rounds committed so far.
@@ -229,10 +288,15 @@ impl Tally {
             rounds_done: self.rounds_done,
             reason: self.reason.clone().unwrap_or_default(),
             rounds: self.rounds.keys().filter_map(|round| self.round_row(*round)).collect(),
-            clients: self.clients.values().cloned().collect(),
+            clients: self.clients.values().map(|row| ClientRow { padding_share: self.padding_of(row.client), ..row.clone() }).collect(),
             refused: self.refused.clone(),
+            server_peak_bytes: self.server_peak_bytes,
             ..Summary::default()
         }
+    }
+
+    fn padding_of(&self, client: u32) -> Option<f64> {
+        Filled::sum(self.rounds.values().filter_map(|row| row.filled.get(&client))).padding_share()
     }
 
     fn client(&mut self, client: u32) -> &mut ClientRow {
@@ -250,7 +314,8 @@ mod tests {
 
     fn step(client: u32, loss: Option<f64>, scored: u32) -> Event {
         let (round, step, tokens) = (1, 1, 10);
-        Event::Step { client, round, step, loss, tokens, scored, bytes_up: 7, bytes_down: 5, wait_ms: 500.0, compute_ms: 250.0 }
+        let (bytes_up, bytes_down, wait_ms, compute_ms, rectangle) = (7, 5, 500.0, 250.0, 16);
+        Event::Step { client, round, step, loss, tokens, rectangle, scored, bytes_up, bytes_down, wait_ms, compute_ms, phases: None }
     }
 
     fn joined(client: u32, tail: Option<u16>) -> Event {
@@ -276,6 +341,24 @@ mod tests {
         assert_eq!(summary.clients.iter().map(|row| row.tokens).collect::<Vec<_>>(), [10, 10]);
         assert_eq!((summary.clients[0].compute_s, summary.clients[0].server_compute_s), (0.25, 0.25));
         assert_eq!(summary.rounds[0].train_loss, Some((2.0 * 30.0 + 4.0 * 10.0) / 40.0));
+    }
+
+    /// Goal: the padding share is of all tokens, not a mean of shares. Method: two clients of 10 tokens in 16, one step of them whole.
+    #[test]
+    fn padding_is_told_by_round_and_client() {
+        let mut tally = Tally::default();
+        let mut whole = step(1, None, 9);
+        if let Event::Step { tokens, .. } = &mut whole {
+            *tokens = 16;
+        }
+        for event in [step(0, None, 9), step(1, None, 9), whole] {
+            tally.add(Who::Server, &event);
+            tally.add(Who::Client(0), &event);
+        }
+        let summary = tally.summary();
+        assert_eq!(summary.rounds[0].padding_share, Some(1.0 - 36.0 / 48.0));
+        assert_eq!(summary.rounds[0].padding_shares, BTreeMap::from([(0, 1.0 - 10.0 / 16.0), (1, 1.0 - 26.0 / 32.0)]));
+        assert_eq!(summary.clients.iter().map(|row| row.padding_share).collect::<Vec<_>>(), [Some(0.375), Some(0.1875)]);
     }
 
     /// Goal: leaving when all is done is not leaving early. Method: one client of each kind.

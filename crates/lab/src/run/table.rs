@@ -20,7 +20,8 @@ pub fn tables(summary: &Summary) -> String {
     text
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+/// A table of these rows.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_header(header).add_rows(rows);
     // Names stand left, numbers right.
@@ -31,7 +32,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
 }
 
 fn rounds(rows: &[RoundRow]) -> Table {
-    let header = ["round", "train loss", "eval loss", "perplexity", "accuracy", "updates", "late", "time"];
+    let header = ["round", "train loss", "eval loss", "perplexity", "accuracy", "padding", "updates", "late", "time"];
     let row = |row: &RoundRow| {
         vec![
             row.round.to_string(),
@@ -39,6 +40,7 @@ fn rounds(rows: &[RoundRow]) -> Table {
             number(row.loss, 4),
             number(row.perplexity, 3),
             row.accuracy.map_or("-".into(), |share| format!("{:.1} %", share * 100.0)),
+            row.padding_share.map_or("-".into(), |share| format!("{:.1} %", share * 100.0)),
             if row.round == 0 { "-".into() } else { row.updates.to_string() },
             if row.late.is_empty() { "-".into() } else { row.late.join(" ") },
             seconds(row.seconds),

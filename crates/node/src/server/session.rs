@@ -7,6 +7,8 @@ use super::roster::Command;
 use crate::edge::Edge;
 use crate::error::NodeError;
 use crate::event::Event;
+use crate::phases::Phases;
+use crate::prepare::rectangle;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link, StepStream};
 use cutlayer_wire::{
@@ -49,6 +51,9 @@ struct Served {
     bytes_up: u64,
     bytes_down: u64,
     compute_ms: f64,
+    /// Tokens of the padded rectangle.
+    rectangle: u32,
+    phases: Option<Phases>,
 }
 
 /// Serves one connection from hello to goodbye.
@@ -275,12 +280,16 @@ impl Session {
         let train = opened.header.flags.has(FrameFlags::TRAIN);
         let opened = Arc::new(opened);
         let at = opened.clone();
-        let open = move |edge: &mut Edge| (timed(|| edge.open(client, &at)), edge.work(client).steps);
-        let ((answer, compute_ms), step) = self.hub.edge.run("step", open).await?;
+        let rectangle = rectangle(&self.hub.plan.batch, &opened.lengths);
+        let open = move |edge: &mut Edge| {
+            edge.take_phases();
+            (timed(|| edge.open(client, &at)), edge.work(client).steps, edge.take_phases())
+        };
+        let ((answer, compute_ms), step, phases) = self.hub.edge.run("step", open).await?;
         let answer = answer?;
         let (bytes_up, bytes_down) = (opened.header.payload_bytes, answer.header.payload_bytes);
         if answer.header.kind != FrameKind::Hidden {
-            return Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms }));
+            return Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms, rectangle, phases }));
         }
         stream.send(answer).await?;
         if !train {
@@ -288,10 +297,15 @@ impl Session {
         }
         let gradient = stream.recv(&self.limits().answering(&opened.header)).await?;
         let bytes_up = bytes_up + gradient.header.payload_bytes;
-        let (answer, more_ms) = self.hub.edge.run("backward", move |edge| timed(|| edge.close(client, &opened, &gradient))).await?;
+        let close = move |edge: &mut Edge| (timed(|| edge.close(client, &opened, &gradient)), edge.take_phases());
+        let ((answer, more_ms), more_phases) = self.hub.edge.run("backward", close).await?;
         let answer = answer?;
         let bytes_down = bytes_down + answer.header.payload_bytes;
-        Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms: compute_ms + more_ms }))
+        let phases = phases.zip(more_phases).map(|(mut phases, more)| {
+            phases += more;
+            phases
+        });
+        Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms: compute_ms + more_ms, rectangle, phases }))
     }
 
     fn tell(&self, header: &FrameHeader, served: &Served, wait_ms: f64) {
@@ -302,11 +316,13 @@ impl Session {
             step: served.step,
             loss: sums.mean_loss(),
             tokens: header.tokens,
+            rectangle: served.rectangle,
             scored: sums.scored as u32,
             bytes_up: served.bytes_up,
             bytes_down: served.bytes_down,
             wait_ms,
             compute_ms: served.compute_ms,
+            phases: served.phases,
         });
     }
 

@@ -17,7 +17,7 @@ fn plan() -> Plan {
             clip_norm: Some(1.0),
             reset_each_round: false,
         },
-        batch: BatchSpec { sequences: 4, tokens_max: 128, layout: Layout::Padded },
+        batch: BatchSpec { sequences: 4, tokens_max: 128, layout: Layout::Padded, group_by_length: false },
         rounds: 5,
         local_steps: 20,
         seed: 7,
@@ -75,6 +75,7 @@ fn every_field_is_checked_by_name() {
     check_refused("batch.sequences", |p| {
         (p.batch.sequences, p.batch.tokens_max) = (65_536, 1 << 20);
     });
+    check_refused("batch.group_by_length", |plan| plan.batch = BatchSpec { layout: Layout::Packed, group_by_length: true, ..plan.batch });
     check_refused("batch.tokens_max", |p| p.batch.tokens_max = 1);
     check_refused("local_steps", |p| p.local_steps = 0);
     check_refused("rounds", |p| (p.rounds, p.local_steps) = (1 << 20, 1 << 20));
@@ -158,7 +159,7 @@ fn plans_are_pleasant_toml() {
     let text = r#"
         task = { classify = { labels = ["a", "b"] } }
         adapter = { rank = 4, alpha = 8.0, rslora = true, dropout = 0.1, targets = ["query"] }
-        batch = { sequences = 8, tokens_max = 64, layout = "packed" }
+        batch = { sequences = 8, tokens_max = 64, layout = "packed", group_by_length = false }
         rounds = 2
         local_steps = 3
         seed = 1

@@ -28,7 +28,7 @@ fn welcome() -> Message {
     let text = r#"
         task = "causal_lm"
         adapter = { rank = 4, alpha = 8.0, rslora = true, dropout = 0.1, targets = ["query"] }
-        batch = { sequences = 8, tokens_max = 64, layout = "packed" }
+        batch = { sequences = 8, tokens_max = 64, layout = "packed", group_by_length = false }
         rounds = 2
         local_steps = 3
         seed = 1

@@ -16,7 +16,7 @@ pub fn plan() -> Plan {
             clip_norm: Some(4.0),
             reset_each_round: true,
         },
-        batch: BatchSpec { sequences: 4, tokens_max: 300, layout: Layout::Packed },
+        batch: BatchSpec { sequences: 4, tokens_max: 300, layout: Layout::Padded, group_by_length: true },
         rounds: 5,
         local_steps: 6,
         seed: 7,

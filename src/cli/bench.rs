@@ -1,0 +1,115 @@
+//! `cutlayer bench`: what cutlayer takes on this machine.
+
+use super::block_on;
+use super::console::stop_on_interrupt;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use cutlayer_lab::{BenchOptions, LabError, SHAPES, StepBench, Subject, bench_step, step_table};
+use cutlayer_model::DeviceChoice;
+use cutlayer_node::Stop;
+use std::path::PathBuf;
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Where the time of a training step goes: a real server and a real client over loopback, or the uncut model
+    Step(StepArgs),
+}
+
+/// Arguments of `bench step`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutlayer bench step --shape smollm2-135m --cut 2
+  cutlayer bench step models/smollm --uncut --sequences 1 --tokens 512 --json step.json
+
+GFLOP/s counts what a LoRA step cannot do without: every frozen projection forward, the gradient with respect to its input,
+attention, the head over the scored labels and the adapters. It stands against a matrix multiplication measured in the same run.")]
+#[command(group = clap::ArgGroup::new("subject").required(true).args(["model", "shape"]))]
+struct StepArgs {
+    /// Model folder as Hugging Face lays it out; without a tokenizer, one is made up beside it
+    #[arg(value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A named shape with random weights
+    #[arg(long, value_name = "NAME", value_parser = SHAPES)]
+    shape: Option<String>,
+    /// Blocks on the client
+    #[arg(long, value_name = "BLOCKS", default_value_t = 2, conflicts_with = "uncut")]
+    cut: u16,
+    /// The whole model in one process, without a network
+    #[arg(long)]
+    uncut: bool,
+    /// Sequences in a batch
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    sequences: u32,
+    /// Tokens in each sequence
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    tokens: u32,
+    /// Steps to measure
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Steps before those
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    warmup: u32,
+    /// Where to compute: cpu, wgpu[:n], cuda[:n] or auto
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+    /// Rank of the adapter; its alpha is twice that
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    rank: u32,
+    /// Projections with an adapter, separated by commas; without it, the two or one that PEFT takes for the family
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Also write the result here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Measures.
+pub(crate) fn run(args: BenchArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
+    match args.command {
+        BenchCommand::Step(args) => step(args, output, threads),
+    }
+}
+
+fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
+    let bench = StepBench {
+        subject: match (args.model, args.shape) {
+            (Some(folder), _) => Subject::Folder(folder),
+            (None, Some(name)) => Subject::Shape(name),
+            (None, None) => return Err(Failure::because(Exit::Usage, "give a model folder or --shape NAME")),
+        },
+        cut: (!args.uncut).then_some(args.cut),
+        sequences: args.sequences,
+        tokens: args.tokens,
+        steps: args.steps,
+        warmup: args.warmup,
+        device: args.device,
+        rank: args.rank,
+        targets: args.targets,
+    };
+    let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
+    let options = BenchOptions { program, show: output.show(), threads };
+    let report = block_on(async {
+        let stop = Stop::new();
+        stop_on_interrupt(&stop);
+        bench_step(&bench, &options, &stop).await.map_err(|error| match error {
+            LabError::NotMeasured { .. } if stop.is_triggered() => Failure::because(Exit::Interrupted, error.to_string()),
+            other => other.into(),
+        })
+    })?;
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(file, text).map_err(|error| Failure::because(Exit::Usage, format!("cannot write {}: {error}", file.display())))?;
+    }
+    output.result(&report, &step_table(&report));
+    Ok(Exit::Success)
+}
