@@ -139,6 +139,7 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         link: LinkConfig::default(),
         out: None,
         phases: false,
+        checkpointing: false,
     };
     let times = Arc::new(Mutex::new(vec![]));
     let (kept, rival) = (times.clone(), Mutex::new(Rival::load(options, model)));
@@ -182,6 +183,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         link: LinkConfig::default(),
         out: out.into(),
         phases: false,
+        checkpointing: false,
     }
 }
 

@@ -27,6 +27,7 @@ impl Client {
             tail: None,
             name: "app".into(),
             device: DeviceChoice::Cpu,
+            checkpointing: false,
             data: ClientData::default(),
             link: LinkConfig::default(),
             out: None,
@@ -110,6 +111,7 @@ pub struct ClientBuilder {
     tail: Option<u16>,
     name: String,
     device: DeviceChoice,
+    checkpointing: bool,
     data: ClientData,
     link: LinkConfig,
     out: Option<PathBuf>,
@@ -166,6 +168,12 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether blocks are run again on the way back: less memory, a third more time. Off by default.
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self
+    }
+
     /// What to train on: records, texts, or prompts with completions. Needed.
     pub fn data(mut self, data: impl Into<TrainingData>) -> Self {
         self.data.train = data.into().0;
@@ -219,6 +227,7 @@ impl ClientBuilder {
             token: self.token,
             model,
             device: self.device,
+            checkpointing: self.checkpointing,
             cut: self.cut,
             tail: self.tail,
             name: self.name,

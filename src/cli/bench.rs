@@ -62,6 +62,9 @@ struct StepArgs {
     /// Where to compute: cpu, wgpu[:n], cuda[:n] or auto
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
+    /// Keep only each block's input and run the block again on the way back
+    #[arg(long)]
+    checkpointing: bool,
     /// Rank of the adapter; its alpha is twice that
     #[arg(long, value_name = "N", default_value_t = 8)]
     rank: u32,
@@ -93,6 +96,7 @@ fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit>
         steps: args.steps,
         warmup: args.warmup,
         device: args.device,
+        checkpointing: args.checkpointing,
         rank: args.rank,
         targets: args.targets,
     };

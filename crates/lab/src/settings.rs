@@ -78,6 +78,7 @@ impl RunConfig {
             listen: self.server.listen,
             model: self.model_path()?,
             device: self.server.device,
+            checkpointing: self.server.checkpointing,
             plan: self.plan()?,
             aggregator: self.server.aggregator.clone(),
             starting_adapter: self.model.adapter.clone(),
@@ -108,6 +109,7 @@ impl RunConfig {
             token,
             model: self.model_path()?,
             device: own.device.unwrap_or(self.clients.device),
+            checkpointing: own.checkpointing.unwrap_or(self.clients.checkpointing),
             cut: CutPoint(self.cut_of(index)),
             tail: self.tail_of(index),
             name: self.client_name(index),
@@ -122,6 +124,7 @@ impl RunConfig {
         Ok(CentralConfig {
             model: self.model_path()?,
             device: self.server.device,
+            checkpointing: self.server.checkpointing,
             plan: self.plan()?,
             starting_adapter: self.model.adapter.clone(),
             clients,

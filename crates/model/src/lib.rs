@@ -45,5 +45,5 @@ pub use ops::Kernels;
 pub use peft::{PeftConfig, PeftError, PeftFolder, PeftTask};
 pub use pretrain::{PretrainError, Pretrainer};
 pub use rows::{Rows, RowsError};
-pub use stage::{Input, Mode, Stage, StageError, TAPES_MAX};
+pub use stage::{Input, LossTimes, Mode, Stage, StageError, TAPES_MAX};
 pub use tensor_file::TensorFileError;

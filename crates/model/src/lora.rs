@@ -273,6 +273,12 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// The same without gradients.
+    pub(crate) fn inner(&self) -> Self {
+        let leaves = self.leaves.iter().map(|(key, leaf)| (key.clone(), leaf.clone().inner())).collect();
+        Self { leaves, ..*self }
+    }
+
     /// Whether adapters drop features of their input in this step.
     pub(crate) fn has_dropout(&self) -> bool {
         self.dropout > 0.0

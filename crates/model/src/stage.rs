@@ -14,6 +14,7 @@ use cutlayer_wire::{AdapterState, EvalSums, LoraSpec, OptimizerSpec, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Most steps of one stage whose backward is still owed.
 pub const TAPES_MAX: usize = 64;
@@ -85,10 +86,30 @@ pub enum Mode {
     Evaluate,
 }
 
+/// What the forward pass of a step keeps for its backward.
 struct Tape {
+    /// The input, where upstream wants its gradient.
     leaf: Option<Tensor<2>>,
     output: Tensor<2>,
     adapter: Bound,
+    /// With checkpointing: the input of each block, from which the block is run again.
+    checkpoints: Option<Checkpoints>,
+}
+
+struct Checkpoints {
+    inputs: Vec<(usize, Tensor<2>)>,
+    around: Surroundings,
+}
+
+/// How long the parts of [`Stage::loss`] took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossTimes {
+    /// The blocks, forward.
+    pub forward: Duration,
+    /// The head: logits, loss, and the gradient of the last hidden states where it is taken with them.
+    pub loss: Duration,
+    /// Everything else of the backward pass.
+    pub backward: Duration,
 }
 
 /// Blocks `range` of a frozen model, with an adapter and its optimizer.
@@ -97,6 +118,9 @@ pub struct Stage {
     adapter: Adapter,
     tapes: BTreeMap<StepId, Tape>,
     gradients: Gradients,
+    checkpointing: bool,
+    timed: bool,
+    times: LossTimes,
 }
 
 impl Stage {
@@ -111,7 +135,24 @@ impl Stage {
     ) -> Result<Self, AdapterError> {
         let shapes = shapes(frozen.spec(), lora, trained, head, frozen.labels())?;
         let adapter = Adapter::new(lora, &shapes, state, frozen.device())?;
-        Ok(Self { frozen, adapter, tapes: BTreeMap::new(), gradients: Gradients::new() })
+        let (tapes, gradients, times) = (BTreeMap::new(), Gradients::new(), LossTimes::default());
+        Ok(Self { frozen, adapter, tapes, gradients, checkpointing: false, timed: false, times })
+    }
+
+    /// Whether a training step keeps only the input of each block and runs the block again on the way back: a third more time, for a
+    /// small part of the memory (Chen et al. 2016). The gradients are the same.
+    pub fn set_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
+    }
+
+    /// Whether [`Stage::loss`] waits for the device after each of its parts, so that [`Stage::loss_times`] can tell them apart.
+    pub fn set_timed(&mut self, on: bool) {
+        self.timed = on;
+    }
+
+    /// The parts of the last [`Stage::loss`]; zeros unless timed.
+    pub fn loss_times(&self) -> LossTimes {
+        self.times
     }
 
     /// The adapter.
@@ -131,31 +172,25 @@ impl Stage {
 
     /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[n, d]`, off the tape.
     pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<2>, StageError> {
-        let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
-        let result = output.clone().inner();
+        let tape = self.run(step, blocks, input, rows, mode)?;
+        let result = tape.output.clone().inner();
         if let Mode::Train { .. } = mode {
             if self.tapes.len() >= TAPES_MAX {
                 return Err(StageError::TooManyTapes { step });
             }
-            self.tapes.insert(step, Tape { leaf, output, adapter });
+            self.tapes.insert(step, tape);
         }
         Ok(result)
     }
 
     /// Spends the tape of `step` on the gradient of its output `[n, d]`; returns the gradient owed upstream, if it was wanted.
-    ///
-    /// Backward from a given gradient is that of the surrogate `sum(output · gradient)`.
     pub fn backward(&mut self, step: StepId, gradient_nd: Tensor<2>) -> Result<Option<Tensor<2>>, StageError> {
         let tape = self.tapes.remove(&step).ok_or(StageError::NoTape { step })?;
         let (found, expected) = (gradient_nd.dims(), tape.output.dims());
         if found != expected {
             return Err(StageError::Shape { step, found: found.to_vec(), expected: expected.to_vec() });
         }
-        if !tape.output.is_tracked() {
-            return Ok(None); // Nothing below this point is trained.
-        }
-        let surrogate = (tape.output * gradient_nd).sum();
-        Ok(self.differentiate(surrogate, tape.leaf, &tape.adapter))
+        Ok(self.spend(tape, gradient_nd))
     }
 
     /// Runs `blocks` and the head, and in training the whole backward pass too: the last stage of a step.
@@ -172,23 +207,35 @@ impl Stage {
         mode: Mode,
     ) -> Result<(EvalSums, Option<Tensor<2>>), StageError> {
         self.check_labels(step, rows, labels)?;
-        let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
-        let shape = output.dims();
-        let Loss { mean, sums } = self.frozen.head().loss(self.frozen.kernels(), output, rows, labels, &adapter);
+        let started = Instant::now();
+        let tape = self.run(step, blocks, input, rows, mode)?;
+        self.times.forward = self.lap(started);
+        let started = Instant::now();
+        // The last hidden states are a leaf of the head's own small graph: what it gives them, the blocks take on.
+        let tracked = mode != Mode::Evaluate && (tape.output.is_tracked() || tape.checkpoints.is_some());
+        let top = tape.output.clone().inner();
+        let top = if tracked { top.autodiff().require_grad() } else { top };
+        let Loss { mean, sums } = self.frozen.head().loss(self.frozen.kernels(), top.clone(), rows, labels, &tape.adapter);
+        self.times.loss = self.lap(started);
         if !sums.loss_sum.is_finite() {
             return Err(StageError::Diverged { step, loss: sums.loss_sum.to_string() });
         }
+        let started = Instant::now();
         let upstream = match mean {
-            Some(mean) if mode != Mode::Evaluate && mean.is_tracked() => self.differentiate(mean, leaf, &adapter),
-            _ => leaf.map(|_| Tensor::zeros(shape, self.frozen.device())),
+            Some(mean) if mode != Mode::Evaluate && mean.is_tracked() => {
+                let gradient = self.differentiate(mean, Some(top), &tape.adapter);
+                gradient.and_then(|gradient| self.spend(tape, gradient))
+            }
+            _ => tape.leaf.map(|leaf| Tensor::zeros(leaf.dims(), self.frozen.device())),
         };
+        self.times.backward = self.lap(started);
         Ok((sums, upstream))
     }
 
     /// Logits of every token `[n, v]` or every sequence `[sequences, classes]`, ragged, on the host.
     pub fn logits(&self, blocks: Range<usize>, input: Input, rows: &Rows) -> Result<Vec<f32>, StageError> {
-        let (adapter, _, output) = self.run(StepId(0), blocks, input, rows, Mode::Evaluate)?;
-        Ok(crate::lora::download(self.frozen.head().logits(self.frozen.kernels(), output, rows, &adapter)))
+        let tape = self.run(StepId(0), blocks, input, rows, Mode::Evaluate)?;
+        Ok(crate::lora::download(self.frozen.head().logits(self.frozen.kernels(), tape.output, rows, &tape.adapter)))
     }
 
     /// Gradients of the last backward pass, by key; they wait for [`Stage::update`].
@@ -211,25 +258,57 @@ impl Stage {
         self.tapes.clear();
     }
 
-    fn run(
-        &self,
-        step: StepId,
-        blocks: Range<usize>,
-        input: Input,
-        rows: &Rows,
-        mode: Mode,
-    ) -> Result<(Bound, Option<Tensor<2>>, Tensor<2>), StageError> {
+    fn run(&self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tape, StageError> {
         let (train, dropout_seed) = match mode {
             Mode::Train { dropout_seed } => (true, dropout_seed),
             Mode::Evaluate => (false, 0),
         };
         let adapter = self.adapter.bind(train, dropout_seed);
-        let (leaf, mut hidden) = self.enter(step, input, rows, train)?;
-        let around = Surroundings::new(&self.frozen.spec().block, rows, self.frozen.kernels(), self.frozen.device());
-        for index in blocks {
-            hidden = self.frozen.block(index).forward(&self.frozen.spec().block, hidden, &around, &adapter);
+        let (leaf, mut output) = self.enter(step, input, rows, train)?;
+        let spec = &self.frozen.spec().block;
+        let around = Surroundings::new(spec, rows, self.frozen.kernels(), self.frozen.device());
+        if !(train && self.checkpointing) {
+            for index in blocks {
+                output = self.frozen.block(index).forward(spec, output, &around, &adapter);
+            }
+            return Ok(Tape { leaf, output, adapter, checkpoints: None });
         }
-        Ok((adapter, leaf, hidden))
+        let (mut inputs, untracked) = (vec![], adapter.inner());
+        output = output.inner();
+        for index in blocks {
+            inputs.push((index, output.clone()));
+            output = self.frozen.block(index).forward(spec, output, &around, &untracked);
+        }
+        Ok(Tape { leaf, output, adapter, checkpoints: Some(Checkpoints { inputs, around }) })
+    }
+
+    /// The backward pass of a tape from the gradient of its output: that of the surrogate `sum(output · gradient)`.
+    fn spend(&mut self, tape: Tape, gradient_nd: Tensor<2>) -> Option<Tensor<2>> {
+        let Tape { leaf, output, adapter, checkpoints } = tape;
+        let Some(Checkpoints { inputs, around }) = checkpoints else {
+            // Where nothing below this point is trained, there is nothing to do.
+            return if output.is_tracked() { self.differentiate((output * gradient_nd).sum(), leaf, &adapter) } else { None };
+        };
+        let mut gradient_nd = gradient_nd;
+        for (place, (index, input)) in inputs.into_iter().enumerate().rev() {
+            let input = if place > 0 || leaf.is_some() { input.autodiff().require_grad() } else { input };
+            let block = self.frozen.clone();
+            let output = block.block(index).forward(&block.spec().block, input.clone(), &around, &adapter);
+            if !output.is_tracked() {
+                return None;
+            }
+            gradient_nd = self.differentiate((output * gradient_nd).sum(), Some(input), &adapter)?;
+        }
+        leaf.map(|_| gradient_nd)
+    }
+
+    fn lap(&self, started: Instant) -> Duration {
+        if !self.timed {
+            return Duration::ZERO;
+        }
+        // A device that cannot be waited for fails at its next operation, and says more there.
+        let _ = self.frozen.device().sync();
+        started.elapsed()
     }
 
     fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<2>>, Tensor<2>), StageError> {
@@ -277,6 +356,6 @@ impl Stage {
                 self.gradients.insert(key.clone(), gradient);
             }
         }
-        leaf.and_then(|leaf| leaf.grad_remove(&mut taken))
+        leaf.filter(Tensor::is_require_grad).and_then(|leaf| leaf.grad_remove(&mut taken))
     }
 }

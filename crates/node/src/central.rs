@@ -21,6 +21,8 @@ pub struct CentralConfig {
     pub model: PathBuf,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Whether blocks are run again on the way back, to save memory.
+    pub checkpointing: bool,
     /// The plan; every step takes one batch of each client, joined, so that it sees what a step of all clients sees.
     pub plan: Plan,
     /// PEFT folder to start from.
@@ -56,6 +58,7 @@ impl Whole {
         self.steps += 1;
         let rows = Rows::new(&batch.lengths, self.packed, self.stage.frozen().spec().positions_max)?;
         self.clock.start();
+        self.clock.start_loss(&mut self.stage);
         let (sums, _) = self.stage.loss(StepId(self.steps), 0..self.blocks, Input::Tokens(&batch.ids), &rows, &batch.labels, mode)?;
         self.clock.end_loss(&self.stage);
         Ok(sums)
@@ -79,7 +82,8 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
     let device = config.device.open()?;
     let start = starting(&spec, &plan.task, &plan.adapter, plan.seed, config.starting_adapter.as_deref())?;
     let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(&plan.task), &device)?);
-    let stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
+    let mut stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
+    stage.set_checkpointing(config.checkpointing);
     let clock = PhaseClock::new(config.phases, &device);
     let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0, clock };
     let mut clients = (0u32..)

@@ -33,6 +33,8 @@ pub struct JoinConfig {
     pub model: PathBuf,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Whether blocks are run again on the way back, to save memory.
+    pub checkpointing: bool,
     /// Blocks to run from the bottom.
     pub cut: CutPoint,
     /// Blocks to run from the top, with the head and the labels (U-shape); `None` for a vanilla split.
@@ -144,7 +146,8 @@ async fn agree(config: &JoinConfig, control: &mut Control, session: &mut ClientS
         Message::Welcome { plan, activations, gradients, client, .. } => {
             plan.validate()?;
             let (cut, tail) = (config.cut.0.into(), config.tail.map(usize::from));
-            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases: config.phases })
+            let (phases, checkpointing) = (config.phases, config.checkpointing);
+            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases, checkpointing })
         }
         Message::Refused { code, reason } => Err(NodeError::Refused { code, reason }),
         other => Err(NodeError::Ended { reason: format!("the server answered Hello with {}", other.name()) }),

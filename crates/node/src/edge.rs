@@ -47,6 +47,7 @@ pub(crate) struct Edge {
     seats: BTreeMap<u32, Seat>,
     global: AdapterState,
     clock: PhaseClock,
+    checkpointing: bool,
 }
 
 impl Edge {
@@ -65,7 +66,8 @@ impl Edge {
         let parts = Parts { embedding: false, blocks: (first..blocks).collect(), head };
         let frozen = Arc::new(Frozen::load(folder, &parts, labels, device)?);
         let clock = PhaseClock::new(false, device);
-        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats: BTreeMap::new(), global, clock };
+        let (seats, checkpointing) = (BTreeMap::new(), false);
+        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats, global, clock, checkpointing };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
         }
@@ -75,6 +77,13 @@ impl Edge {
     /// The same, with the phases of its steps timed if `asked`.
     pub fn timed(mut self, asked: bool) -> Self {
         self.clock = PhaseClock::new(asked, self.frozen.device());
+        self
+    }
+
+    /// The same, running blocks again on the way back if `on`.
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self.shared.iter_mut().for_each(|stage| stage.set_checkpointing(on));
         self
     }
 
@@ -174,6 +183,7 @@ impl Edge {
             }
             return Ok(answer);
         }
+        self.clock.start_loss(stage);
         let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
         self.clock.end_loss(stage);
         if train {
@@ -229,7 +239,9 @@ impl Edge {
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
         let keys = self.keys(blocks.clone(), head);
         let state = keys.into_iter().filter_map(|key| self.global.get(&key).map(|tensor| (key.clone(), tensor.clone()))).collect();
-        Ok(Stage::new(self.frozen.clone(), blocks, head, &self.plan.adapter, &state)?)
+        let mut stage = Stage::new(self.frozen.clone(), blocks, head, &self.plan.adapter, &state)?;
+        stage.set_checkpointing(self.checkpointing);
+        Ok(stage)
     }
 
     fn keys(&self, blocks: Range<usize>, head: bool) -> Vec<String> {

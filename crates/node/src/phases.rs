@@ -6,7 +6,7 @@
 use cutlayer_model::{Device, Stage};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The time that one side spent on one training step, in microseconds by phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +20,6 @@ pub struct Phases {
     pub loss_us: u64,
     /// The layers, backward.
     pub backward_us: u64,
-    /// Forward, loss and backward of a call that does all three and does not tell them apart.
-    pub forward_loss_backward_us: u64,
     /// From a tensor to bytes.
     pub encode_us: u64,
     /// The update of the adapter.
@@ -41,8 +39,7 @@ pub(crate) enum Phase {
 impl Phases {
     /// All phases together.
     pub fn total_us(&self) -> u64 {
-        let layers = self.forward_us + self.loss_us + self.backward_us + self.forward_loss_backward_us;
-        self.decode_us + layers + self.encode_us + self.optimizer_us
+        self.decode_us + self.forward_us + self.loss_us + self.backward_us + self.encode_us + self.optimizer_us
     }
 
     fn of(&mut self, phase: Phase) -> &mut u64 {
@@ -62,7 +59,6 @@ impl AddAssign for Phases {
         self.forward_us += other.forward_us;
         self.loss_us += other.loss_us;
         self.backward_us += other.backward_us;
-        self.forward_loss_backward_us += other.forward_loss_backward_us;
         self.encode_us += other.encode_us;
         self.optimizer_us += other.optimizer_us;
     }
@@ -96,10 +92,19 @@ impl PhaseClock {
         }
     }
 
-    /// A call of [`Stage::loss`] on `stage` ends now: the one place that says how its time is split.
-    pub fn end_loss(&mut self, _stage: &Stage) {
-        if let Some(us) = self.lap() {
-            self.phases.forward_loss_backward_us += us;
+    /// A call of [`Stage::loss`] on `stage`, which times its own parts where anybody asked, begins now.
+    pub fn start_loss(&mut self, stage: &mut Stage) {
+        stage.set_timed(self.device.is_some());
+    }
+
+    /// That call ends now.
+    pub fn end_loss(&mut self, stage: &Stage) {
+        if self.lap().is_some() {
+            let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            let times = stage.loss_times();
+            self.phases.forward_us += micros(times.forward);
+            self.phases.loss_us += micros(times.loss);
+            self.phases.backward_us += micros(times.backward);
         }
     }
 
@@ -124,7 +129,6 @@ impl PhaseClock {
 mod tests {
     use super::*;
     use cutlayer_model::DeviceChoice;
-    use std::time::Duration;
 
     /// Goal: a phase gets its own time, and a clock that nobody asked for gives none. Method: sleep through one phase of two.
     #[test]

@@ -39,6 +39,8 @@ pub struct ServeConfig {
     pub model: PathBuf,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Whether blocks are run again on the way back, to save memory.
+    pub checkpointing: bool,
     /// What all clients are told to do.
     pub plan: Plan,
     /// Name of the aggregation strategy.
@@ -138,8 +140,12 @@ pub async fn serve(
 
     let device = config.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
-    let (first, head, phases) = (usize::from(config.first_block), config.head, config.phases);
-    let load = move || Edge::load(&folder, &device, plan, encodings, first, head, global).map(|edge| edge.timed(phases));
+    let (first, head) = (usize::from(config.first_block), config.head);
+    let (phases, checkpointing) = (config.phases, config.checkpointing);
+    let load = move || {
+        let edge = Edge::load(&folder, &device, plan, encodings, first, head, global)?;
+        Ok::<_, NodeError>(edge.timed(phases).checkpointing(checkpointing))
+    };
     let edge = Compute::start("edge", load).await?;
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
     events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });

@@ -25,6 +25,8 @@ pub(crate) struct Agreement {
     pub tail: Option<usize>,
     /// Whether to time the phases of a step; this side's own wish.
     pub phases: bool,
+    /// Whether blocks are run again on the way back; this side's own choice.
+    pub checkpointing: bool,
 }
 
 /// The client's layers, adapters and optimizers.
@@ -58,7 +60,9 @@ impl ClientSide {
         let plan = &agreed.plan;
         let stage = |trained: Range<usize>, head: bool| -> Result<Stage, NodeError> {
             let shapes = lora::shapes(frozen.spec(), &plan.adapter, trained.clone(), head, labels)?;
-            Ok(Stage::new(frozen.clone(), trained, head, &plan.adapter, &lora::initial(&shapes, plan.seed))?)
+            let mut stage = Stage::new(frozen.clone(), trained, head, &plan.adapter, &lora::initial(&shapes, plan.seed))?;
+            stage.set_checkpointing(agreed.checkpointing);
+            Ok(stage)
         };
         let front = stage(front_blocks.clone(), false)?;
         let tail = agreed.tail.map(|_| stage(tail_blocks.clone(), true)).transpose()?;
@@ -138,6 +142,7 @@ impl ClientSide {
         self.clock.end(Phase::Decode);
         let mode = self.mode(doing);
         let tail = self.tail.as_mut().expect("only a U-shaped client is sent hidden states");
+        self.clock.start_loss(tail);
         let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
         self.clock.end_loss(tail);
         let gradient = gradient.filter(|_| doing.train).map(|gradient| {

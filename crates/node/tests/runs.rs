@@ -94,6 +94,7 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         link: LinkConfig::default(),
         out: ground.run.path().join("adapter"),
         phases: false,
+        checkpointing: false,
     }
 }
 
@@ -146,6 +147,7 @@ impl Running {
             link: LinkConfig::default(),
             out: None,
             phases: false,
+            checkpointing: false,
         }
     }
 }
@@ -200,6 +202,7 @@ fn uncut(plan: &Plan, clients: usize) -> (AdapterState, CentralReport) {
         clients: (0..clients).map(|index| ClientData { train: texts(index), eval: texts(index + 10) }).collect(),
         out: out.clone(),
         phases: false,
+        checkpointing: false,
     };
     let report = central(config, &no_events(), &Stop::new()).unwrap();
     (PeftFolder::read(&out).unwrap().1, report)

@@ -92,7 +92,6 @@ const SPLIT: &[(&str, &str, Read)] = &[
     ("server", "forward", |step| ms(step.server.phases.forward_us)),
     ("server", "loss", |step| ms(step.server.phases.loss_us)),
     ("server", "backward", |step| ms(step.server.phases.backward_us)),
-    ("server", "forward, loss, backward", |step| ms(step.server.phases.forward_loss_backward_us)),
     ("server", "optimizer", |step| ms(step.server.phases.optimizer_us)),
     ("server", "encode", |step| ms(step.server.phases.encode_us)),
     ("client", "decode", |step| ms(step.client().phases.decode_us)),
@@ -106,7 +105,6 @@ const UNCUT: &[(&str, &str, Read)] = &[
     ("uncut", "forward", |step| ms(step.server.phases.forward_us)),
     ("uncut", "loss", |step| ms(step.server.phases.loss_us)),
     ("uncut", "backward", |step| ms(step.server.phases.backward_us)),
-    ("uncut", "forward, loss, backward", |step| ms(step.server.phases.forward_loss_backward_us)),
     ("uncut", "optimizer", |step| ms(step.server.phases.optimizer_us)),
     ("uncut", "rest", |step| rest(&step.server)),
 ];
@@ -156,7 +154,7 @@ mod tests {
     fn rows_add_up_to_the_step() {
         let client =
             Phases { forward_us: 3000, encode_us: 1000, decode_us: 500, backward_us: 4000, optimizer_us: 500, ..Phases::default() };
-        let server = Phases { decode_us: 1000, forward_loss_backward_us: 60_000, optimizer_us: 2000, encode_us: 1000, ..Phases::default() };
+        let server = Phases { decode_us: 1000, backward_us: 60_000, optimizer_us: 2000, encode_us: 1000, ..Phases::default() };
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("metrics.jsonl");
         let joined = r#"{"at_s":0.1,"from":"server","event":"finished","rounds":1,"reason":"done"}"#.to_owned();

@@ -40,6 +40,8 @@ pub struct StepBench {
     pub warmup: u32,
     /// Where both sides compute.
     pub device: DeviceChoice,
+    /// Whether both sides run blocks again on the way back, to save memory.
+    pub checkpointing: bool,
     /// Rank of the adapter.
     pub rank: u32,
     /// Projections with an adapter; empty for those that PEFT takes for the family.
@@ -149,7 +151,7 @@ mod tests {
 
     fn bench(steps: u32, warmup: u32) -> StepBench {
         let (subject, targets) = (Subject::Shape("llama-tiny".into()), vec![]);
-        StepBench { subject, cut: None, sequences: 2, tokens: 8, steps, warmup, device: DeviceChoice::Cpu, rank: 8, targets }
+        StepBench { subject, cut: None, sequences: 2, tokens: 8, steps, warmup, device: DeviceChoice::Cpu, checkpointing: false, rank: 8, targets }
     }
 
     /// Goal: only whole batches count, and none of the warm-up. Method: a short batch among whole ones.

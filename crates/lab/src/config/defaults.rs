@@ -71,13 +71,14 @@ pub(super) fn optimizer() -> OptimizerSection {
 }
 
 pub(super) fn clients() -> ClientsSection {
-    ClientsSection { count: 3, per_round: 0, device: DeviceChoice::Cpu }
+    ClientsSection { count: 3, per_round: 0, device: DeviceChoice::Cpu, checkpointing: false }
 }
 
 pub(super) fn server() -> ServerSection {
     ServerSection {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         device: DeviceChoice::Cpu,
+        checkpointing: false,
         aggregator: "fedavg".into(),
         weighting: Weighting::Tokens,
         updates_min: 0,

@@ -144,6 +144,8 @@ pub struct ClientsSection {
     pub per_round: u32,
     /// Where they compute.
     pub device: DeviceChoice,
+    /// Whether they keep only each block's input and run the block again on the way back: less memory, a third more time.
+    pub checkpointing: bool,
 }
 
 /// `[server]`: where it listens and how long it waits.
@@ -154,6 +156,8 @@ pub struct ServerSection {
     pub listen: SocketAddr,
     /// Where it computes.
     pub device: DeviceChoice,
+    /// Whether it keeps only each block's input and runs the block again on the way back: less memory, a third more time.
+    pub checkpointing: bool,
     /// How updates are folded.
     pub aggregator: String,
     /// What an update weighs.
@@ -196,6 +200,8 @@ pub struct ClientSection {
     pub tail: Option<u16>,
     /// Where it computes.
     pub device: Option<DeviceChoice>,
+    /// Whether it runs blocks again on the way back.
+    pub checkpointing: Option<bool>,
     /// Records of its own, in place of a share of `[data]`.
     pub data: Option<DataSpec>,
 }
