@@ -19,6 +19,7 @@ mod logits_file;
 pub mod lora;
 mod merge;
 mod merge_plan;
+mod ops;
 pub mod optimizer;
 mod peft;
 mod peft_config;
