@@ -12,7 +12,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Queries and keys or values; scores; each unit's part of a row's maximum or sum; spans.
-fn shared_values(tiles: Tiles) -> usize {
+pub(super) fn shared_values(tiles: Tiles) -> usize {
     tiles.row_values() + tiles.column_values() + tiles.product_values() + tiles.rows * tiles.side + 2 * tiles.rows
 }
 

@@ -12,12 +12,12 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Two tiles of rows, two of columns, a product; spans.
-fn query_shared_values(tiles: Tiles) -> usize {
+pub(super) fn query_shared_values(tiles: Tiles) -> usize {
     2 * tiles.row_values() + 2 * tiles.column_values() + tiles.product_values() + 2 * tiles.rows
 }
 
 /// The same with a second product, and the spans of the columns as well.
-fn key_shared_values(tiles: Tiles) -> usize {
+pub(super) fn key_shared_values(tiles: Tiles) -> usize {
     query_shared_values(tiles) + tiles.product_values() + 2 * tiles.columns
 }
 

@@ -5,8 +5,8 @@ use crate::lora::download;
 use crate::ops::{Fused, Heads};
 use crate::spec::Activation;
 use crate::{Device, DeviceChoice, Tensor, TensorData};
-use burn::backend::Dispatch;
-use burn::tensor::Int;
+use burn::backend::{Dispatch, DispatchTensor};
+use burn::tensor::{FloatDType, Int};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -41,7 +41,7 @@ fn vector(values: &[f64], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
-fn values<const D: usize>(tensor: burn::backend::DispatchTensor) -> Vec<f32> {
+fn values<const D: usize>(tensor: DispatchTensor) -> Vec<f32> {
     download(Tensor::<D>::from_dispatch(tensor))
 }
 
@@ -271,6 +271,67 @@ fn attention_matches_the_softmax_over_what_is_seen() {
                 check_attention(&[5, 120, 33], false, usize::MAX, heads, seed, device);
                 check_attention(&[5, 120, 33], false, 9, heads, seed, device);
             }
+        }
+    }
+}
+
+/// Goal: half-precision tensors lose only what their storage loses. Method: inputs that bf16 and f16 hold exactly.
+#[test]
+fn half_tensors_are_computed_in_f32() {
+    for device in &devices() {
+        for dtype in [FloatDType::BF16, FloatDType::F16] {
+            if !device.supports_dtype(dtype) {
+                eprintln!("SKIPPED: the device has no {dtype:?}");
+                continue;
+            }
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            let mut draw = |count| random(&mut rng, count).iter().map(|x| (x * 32.0).round() / 32.0).collect::<Vec<f64>>();
+            let check = |found: DispatchTensor, expected: &[f64], what: &str| {
+                let scale = expected.iter().fold(1e-6f64, |scale, value| scale.max(value.abs()));
+                let worst = values::<2>(found).iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).abs()).fold(0.0, f64::max);
+                assert!(worst <= 0.01 * scale, "{what} of {dtype:?}: off by {worst}, scale {scale}");
+            };
+            let half = |values: &[f64], columns| matrix(values, columns, device).cast(dtype).into_dispatch();
+            let (x, w, grad) = (draw(70 * 64), draw(64), draw(70 * 64));
+            let w_d = || vector(&w, device).cast(dtype).into_dispatch();
+            let (y, dx) = norm_reference(&x, &w, None, &grad);
+            check(Dispatch::rms_norm(half(&x, 64), w_d(), EPSILON), &y, "rms norm");
+            check(Dispatch::rms_norm_backward(half(&x, 64), w_d(), half(&grad, 64), EPSILON), &dx, "rms norm, dx");
+            let plain: Vec<f64> = x.iter().map(|&x| curve(x, Activation::Silu)).collect();
+            check(Dispatch::activate(half(&x, 64), Activation::Silu), &plain, "silu");
+            let heads = Heads { query: 3, kv: 1, dim: 32 };
+            let (qkv, grad) = (draw(70 * 5 * 32), draw(70 * 3 * 32));
+            let spans = spans(&[30, 40], true, usize::MAX);
+            let expected = attention_reference(&qkv, &spans, &grad, heads, 0.125);
+            let spans_d = || Tensor::<2, Int>::from_data(TensorData::new(spans.clone(), [70, 4]), device).into_dispatch();
+            let (out, lse) = Dispatch::attention(half(&qkv, 5 * 32), spans_d(), heads, 0.125);
+            check(out.clone(), &expected.out, "attention");
+            check(lse.clone(), &expected.lse, "lse");
+            let dqkv = Dispatch::attention_backward(half(&qkv, 5 * 32), spans_d(), out, lse, half(&grad, 3 * 32), heads, 0.125);
+            check(dqkv, &expected.dqkv, "dqkv");
+        }
+    }
+}
+
+/// How long do the kernels of one 135M block take? Run with `--run-ignored only --no-capture`.
+#[test]
+#[ignore = "a measurement"]
+fn time_of_attention() {
+    for device in &devices() {
+        let (n, heads) = (512, Heads { query: 9, kv: 3, dim: 64 });
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        let (qkv, grad) = (random(&mut rng, n * 15 * 64), random(&mut rng, n * 9 * 64));
+        let (qkv, grad) = (matrix(&qkv, 15 * 64, device), matrix(&grad, 9 * 64, device));
+        let spans = Tensor::<2, Int>::from_data(TensorData::new(spans(&[n], true, usize::MAX), [n, 4]), device);
+        for round in 0..4 {
+            let started = std::time::Instant::now();
+            let (out, lse) = Dispatch::attention(qkv.clone().into_dispatch(), spans.clone().into_dispatch(), heads, 0.125);
+            device.sync().expect("the device computes");
+            let forward = started.elapsed();
+            let (qkv, spans, grad) = (qkv.clone().into_dispatch(), spans.clone().into_dispatch(), grad.clone().into_dispatch());
+            Dispatch::attention_backward(qkv, spans, out, lse, grad, heads, 0.125);
+            device.sync().expect("the device computes");
+            eprintln!("round {round}: forward {forward:?}, backward {:?}", started.elapsed() - forward);
         }
     }
 }

@@ -10,9 +10,13 @@ use cubecl::prelude::*;
 /// Shared memory a kernel may take at most; CUDA's without opting in to more.
 const SHARED_BYTES_MAX: usize = 48 * 1024;
 
-/// Sizes to choose from, the fastest first: side, rows, columns.
-const CHOICES: [(usize, usize, usize); 9] =
-    [(16, 64, 32), (16, 32, 32), (16, 32, 16), (16, 16, 16), (8, 16, 16), (8, 16, 8), (8, 8, 8), (4, 8, 4), (4, 4, 4)];
+/// Sizes to choose from, the fastest first: side, rows, columns. Neither rows nor columns may exceed the units, `side²`.
+const CHOICES: [(usize, usize, usize); 10] =
+    [(16, 64, 32), (16, 32, 32), (16, 32, 16), (16, 16, 16), (8, 16, 16), (8, 16, 8), (8, 8, 8), (4, 8, 4), (4, 4, 4), (2, 4, 2)];
+
+/// Features per head that fit wherever WebGPU runs.
+#[cfg(test)]
+pub(super) const HEAD_DIM_MAX: usize = 256;
 
 /// The sizes of one kernel's tiles, known when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,20 +29,22 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// The largest tiles the device has shared memory for, given the values that a kernel keeps there.
-    ///
-    /// # Panics
-    ///
-    /// If not even the smallest fit: with 16 KiB, which every WebGPU device has, heads of 256 features do.
+    /// The largest tiles the device has room for; `shared_values` counts what a kernel keeps in shared memory.
     pub fn choose(client: &Client, dim: usize, shared_values: impl Fn(Tiles) -> usize) -> Self {
         let hardware = &client.properties().hardware;
-        let values = hardware.max_shared_memory_size.min(SHARED_BYTES_MAX) / size_of::<f32>();
-        let units = hardware.max_units_per_cube as usize;
+        let bytes = hardware.max_shared_memory_size.min(SHARED_BYTES_MAX);
+        Self::largest(hardware.max_units_per_cube as usize, bytes, dim, shared_values)
+    }
+
+    /// # Panics
+    ///
+    /// If not even the smallest fit. In 16 KiB, which every WebGPU device has, heads of `HEAD_DIM_MAX` features do.
+    fn largest(units_max: usize, bytes_max: usize, dim: usize, shared_values: impl Fn(Tiles) -> usize) -> Self {
         CHOICES
             .into_iter()
             .map(|(side, rows, columns)| Tiles { side, rows, columns, dim })
-            .find(|&tiles| tiles.units() <= units && shared_values(tiles) <= values)
-            .unwrap_or_else(|| panic!("heads of {dim} features do not fit this device's shared memory"))
+            .find(|&tiles| tiles.units() <= units_max && shared_values(tiles) * size_of::<f32>() <= bytes_max)
+            .unwrap_or_else(|| panic!("heads of {dim} features do not fit {bytes_max} B of shared memory"))
     }
 
     pub const fn units(self) -> usize {
@@ -249,4 +255,21 @@ pub(super) fn cover(starts: &Shared<[u32]>, ends: &Shared<[u32]>, #[comptime] co
         high = high.max(ends[i]);
     }
     (low as usize, high as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cube::{attention, attention_backward};
+
+    /// WebGPU's least: 256 units and 16 KiB.
+    #[test]
+    fn every_head_fits_the_smallest_device() {
+        assert!(CHOICES.iter().all(|&(side, rows, columns)| rows.max(columns) <= side * side));
+        for dim in 1..=HEAD_DIM_MAX {
+            for values in [attention::shared_values, attention_backward::query_shared_values, attention_backward::key_shared_values] {
+                Tiles::largest(256, 16 * 1024, dim, values);
+            }
+        }
+    }
 }
