@@ -1,13 +1,14 @@
 //! Attention forward (Dao et al. 2022): one cube a tile of queries and head, an online softmax over tiles of keys.
 //!
 //! No `[n, n]` tensor exists, and no copy of a key head for each query head. Arithmetic is f32 whatever the tensors are.
+//! Launched unchecked, because checked ones take a quarter longer (SwiftShader, 512 tokens, 9 heads).
 
 use super::matrix::{Matrix, vector};
 use super::reduce::LOWEST;
 use super::tiles::{Tiles, cover, dot_tiles, load_spans, load_tile, mix_tiles, share_product, store_sum, zeros};
 use crate::ops::Heads;
-use burn::backend::DType;
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -16,7 +17,7 @@ pub(super) fn shared_values(tiles: Tiles) -> usize {
     tiles.row_values() + tiles.column_values() + tiles.product_values() + tiles.rows * tiles.side + 2 * tiles.rows
 }
 
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn attention_kernel<F: Float, I: Int>(
     qkv: &[F],
     spans: &[I],
@@ -149,6 +150,7 @@ fn attention_kernel<F: Float, I: Int>(
 pub(super) fn attention(qkv: CubeTensor, spans: CubeTensor, heads: Heads, scale: f32) -> (CubeTensor, CubeTensor) {
     let (qkv, spans) = (Matrix::new(qkv), vector(spans));
     let n = qkv.rows;
+    check(heads, &qkv, &spans);
     let out = qkv.empty([n, heads.query * heads.dim], qkv.tensor.dtype);
     let lse = qkv.empty([n, heads.query], DType::F32);
     if n == 0 {
@@ -156,21 +158,35 @@ pub(super) fn attention(qkv: CubeTensor, spans: CubeTensor, heads: Heads, scale:
     }
     let client = qkv.client();
     let tiles = Tiles::choose(&client, heads.dim, shared_values);
-    attention_kernel::launch(
-        &client,
-        CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.query as u32, 1),
-        CubeDim::new_1d(tiles.units() as u32),
-        qkv.tensor.clone().into_buffer_arg(),
-        spans.clone().into_buffer_arg(),
-        out.clone().into_buffer_arg(),
-        lse.clone().into_buffer_arg(),
-        n,
-        qkv.stride,
-        heads.query,
-        heads.kv,
-        scale,
-        tiles,
-        [qkv.kind(), dtype_to_storage_type(spans.dtype)],
-    );
+    // SAFETY: `check` has proved the shapes. The kernel reads row i < n of `qkv`, in the columns of heads that exist, and of
+    // `spans`, and writes row i < n of `out` and `lse`, which have n rows; spans bound its loop and are no index.
+    unsafe {
+        attention_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.query as u32, 1),
+            CubeDim::new_1d(tiles.units() as u32),
+            qkv.tensor.clone().into_buffer_arg(),
+            spans.clone().into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            lse.clone().into_buffer_arg(),
+            n,
+            qkv.stride,
+            heads.query,
+            heads.kv,
+            scale,
+            tiles,
+            [qkv.kind(), dtype_to_storage_type(spans.dtype)],
+        )
+    };
     (out, lse)
+}
+
+/// # Panics
+///
+/// If the tensors are not of these heads: unchecked kernels rely on it.
+pub(super) fn check(heads: Heads, qkv: &Matrix, spans: &CubeTensor) {
+    let Heads { query, kv, dim } = heads;
+    assert!(kv > 0 && query.is_multiple_of(kv), "each key head serves equally many query heads, not {heads:?}");
+    assert_eq!(qkv.columns, (query + 2 * kv) * dim, "queries, keys and values of {heads:?}");
+    assert_eq!(spans.shape().dims::<2>(), [qkv.rows, 4], "four bounds a token");
 }

@@ -2,12 +2,14 @@
 //!
 //! With `P = exp(scale·q·k - lse)` and `D = dot(dO, O)`: `dV = Pᵀ·dO`, `dS = P·(dO·v - D)`, `dQ = scale·dS·k`, `dK = scale·dSᵀ·q`.
 //! One kernel computes D, one dQ by tiles of queries, one dK and dV by tiles of keys: no two cubes write the same place.
+//! Launched unchecked, as the forward kernel is.
 
+use super::attention::check;
 use super::matrix::{Matrix, units, vector};
 use super::tiles::{Tiles, cover, dot_tiles, load_spans, load_tile, mix_tiles, share_product, store_sum, zeros};
 use crate::ops::Heads;
-use burn::backend::DType;
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::{DType, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -22,7 +24,7 @@ pub(super) fn key_shared_values(tiles: Tiles) -> usize {
 }
 
 /// One unit a query and head: `dot(dO, O)`.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn delta_kernel<F: Float>(
     out: &[F],
     grad: &[F],
@@ -34,7 +36,7 @@ fn delta_kernel<F: Float>(
     #[comptime] dim: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = ABSOLUTE_POS as usize;
+    let place = ABSOLUTE_POS;
     if place >= total {
         terminate!();
     }
@@ -46,7 +48,7 @@ fn delta_kernel<F: Float>(
     delta[place] = sum;
 }
 
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn query_gradient_kernel<F: Float, I: Int>(
     qkv: &[F],
     spans: &[I],
@@ -136,7 +138,7 @@ fn query_gradient_kernel<F: Float, I: Int>(
 }
 
 /// Rows are keys, columns are queries: of each query head that shares the key head in turn.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn key_value_gradient_kernel<F: Float, I: Int>(
     qkv: &[F],
     spans: &[I],
@@ -248,6 +250,10 @@ pub(super) fn attention_backward(saved: Saved, heads: Heads, scale: f32) -> Cube
     let (qkv, out, grad) = (Matrix::new(saved.qkv), Matrix::new(saved.out), Matrix::new(saved.grad));
     let (spans, lse) = (vector(saved.spans), vector(saved.lse));
     let n = qkv.rows;
+    check(heads, &qkv, &spans);
+    let mixed = (n, heads.query * heads.dim);
+    assert!((out.rows, out.columns) == mixed && (grad.rows, grad.columns) == mixed, "attention's output and gradient are [n, h·e]");
+    assert_eq!(lse.shape().dims::<2>(), [n, heads.query], "one log-sum-exp a query and head");
     let dqkv = qkv.empty([n, qkv.columns], qkv.tensor.dtype);
     if n == 0 {
         return dqkv;
@@ -255,59 +261,69 @@ pub(super) fn attention_backward(saved: Saved, heads: Heads, scale: f32) -> Cube
     let client = qkv.client();
     let delta = qkv.empty([n, heads.query], DType::F32);
     let (count, dim) = units(&client, n * heads.query);
-    delta_kernel::launch(
-        &client,
-        count,
-        dim,
-        out.tensor.clone().into_buffer_arg(),
-        grad.tensor.clone().into_buffer_arg(),
-        delta.clone().into_buffer_arg(),
-        n * heads.query,
-        heads.query,
-        out.stride,
-        grad.stride,
-        heads.dim,
-        qkv.kind(),
-    );
+    // SAFETY: `out` and `grad` have n rows of h·e columns, asserted above, and `delta` has n·h values, the number of units that go on.
+    unsafe {
+        delta_kernel::launch_unchecked(
+            &client,
+            count,
+            dim,
+            out.tensor.clone().into_buffer_arg(),
+            grad.tensor.clone().into_buffer_arg(),
+            delta.clone().into_buffer_arg(),
+            n * heads.query,
+            heads.query,
+            out.stride,
+            grad.stride,
+            heads.dim,
+            qkv.kind(),
+        )
+    };
     let tiles = Tiles::choose(&client, heads.dim, query_shared_values);
-    query_gradient_kernel::launch(
-        &client,
-        CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.query as u32, 1),
-        CubeDim::new_1d(tiles.units() as u32),
-        qkv.tensor.clone().into_buffer_arg(),
-        spans.clone().into_buffer_arg(),
-        lse.clone().into_buffer_arg(),
-        delta.clone().into_buffer_arg(),
-        grad.tensor.clone().into_buffer_arg(),
-        dqkv.clone().into_buffer_arg(),
-        n,
-        qkv.stride,
-        grad.stride,
-        heads.query,
-        heads.kv,
-        scale,
-        tiles,
-        [qkv.kind(), dtype_to_storage_type(spans.dtype)],
-    );
+    // SAFETY: every tensor's shape was asserted above. The kernel reads rows i < n in the columns of heads that exist, and writes
+    // row i < n of `dqkv`, which is as large as `qkv`; spans bound its loop and are no index.
+    unsafe {
+        query_gradient_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.query as u32, 1),
+            CubeDim::new_1d(tiles.units() as u32),
+            qkv.tensor.clone().into_buffer_arg(),
+            spans.clone().into_buffer_arg(),
+            lse.clone().into_buffer_arg(),
+            delta.clone().into_buffer_arg(),
+            grad.tensor.clone().into_buffer_arg(),
+            dqkv.clone().into_buffer_arg(),
+            n,
+            qkv.stride,
+            grad.stride,
+            heads.query,
+            heads.kv,
+            scale,
+            tiles,
+            [qkv.kind(), dtype_to_storage_type(spans.dtype)],
+        )
+    };
     let tiles = Tiles::choose(&client, heads.dim, key_shared_values);
-    key_value_gradient_kernel::launch(
-        &client,
-        CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.kv as u32, 1),
-        CubeDim::new_1d(tiles.units() as u32),
-        qkv.tensor.clone().into_buffer_arg(),
-        spans.clone().into_buffer_arg(),
-        lse.into_buffer_arg(),
-        delta.into_buffer_arg(),
-        grad.tensor.clone().into_buffer_arg(),
-        dqkv.clone().into_buffer_arg(),
-        n,
-        qkv.stride,
-        grad.stride,
-        heads.query,
-        heads.kv,
-        scale,
-        tiles,
-        [qkv.kind(), dtype_to_storage_type(spans.dtype)],
-    );
+    // SAFETY: as for the kernel before.
+    unsafe {
+        key_value_gradient_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(n.div_ceil(tiles.rows) as u32, heads.kv as u32, 1),
+            CubeDim::new_1d(tiles.units() as u32),
+            qkv.tensor.clone().into_buffer_arg(),
+            spans.clone().into_buffer_arg(),
+            lse.into_buffer_arg(),
+            delta.into_buffer_arg(),
+            grad.tensor.clone().into_buffer_arg(),
+            dqkv.clone().into_buffer_arg(),
+            n,
+            qkv.stride,
+            grad.stride,
+            heads.query,
+            heads.kv,
+            scale,
+            tiles,
+            [qkv.kind(), dtype_to_storage_type(spans.dtype)],
+        )
+    };
     dqkv
 }

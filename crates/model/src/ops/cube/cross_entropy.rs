@@ -20,7 +20,7 @@ fn cross_entropy_kernel<F: Float, I: Int, N: Size>(
     stride: usize,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }

@@ -32,7 +32,7 @@ const HALF_ROOT: f32 = core::f32::consts::FRAC_1_SQRT_2;
 /// `1 / sqrt(2π)`, the normal density at its middle.
 const DENSITY: f32 = 0.398_942_3;
 /// `sqrt(2/π)` and the cubic coefficient of the tanh approximation of GELU.
-const TANH_SCALE: f32 = 0.797_884_56;
+const TANH_SCALE: f32 = 0.797_884_6;
 const TANH_CUBIC: f32 = 0.044_715;
 
 #[cube]
@@ -120,7 +120,7 @@ fn activate_kernel<F: Float, N: Size>(
     #[comptime] gated: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = ABSOLUTE_POS as usize;
+    let place = ABSOLUTE_POS;
     if place >= total {
         terminate!();
     }
@@ -145,7 +145,7 @@ fn activate_backward_kernel<F: Float, N: Size>(
     #[comptime] gated: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    let place = ABSOLUTE_POS as usize;
+    let place = ABSOLUTE_POS;
     if place >= total {
         terminate!();
     }
@@ -180,7 +180,7 @@ fn rotary_kernel<F: Float, A: Float, N: Size>(
     #[comptime] inverse: bool,
     #[define(F, A)] _dtypes: [ElemType; 2],
 ) {
-    let place = ABSOLUTE_POS as usize;
+    let place = ABSOLUTE_POS;
     if place >= total {
         terminate!();
     }

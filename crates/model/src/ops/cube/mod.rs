@@ -3,13 +3,17 @@
 //! Tensors may be f32, or bf16 and f16 where the device has them; sums are always f32. No plane operation and no infinity is
 //! used, and no more than WebGPU's 16 KiB of shared memory is needed, so that every WebGPU device runs this.
 
+#![allow(clippy::too_many_arguments, reason = "a kernel's arguments are its bindings; a struct would hide, not save them")]
+
 use super::{Fused, Heads};
 use crate::spec::Activation;
 use attention_backward::Saved;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn_cubecl::CubeBackend;
 
+#[allow(unsafe_code, reason = "unchecked launches; each call proves its bounds")]
 mod attention;
+#[allow(unsafe_code, reason = "unchecked launches; each call proves its bounds")]
 mod attention_backward;
 mod cross_entropy;
 mod elementwise;

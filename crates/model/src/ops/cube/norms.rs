@@ -21,7 +21,7 @@ fn norm_kernel<F: Float, W: Float, N: Size>(
     #[comptime] centred: bool,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }
@@ -69,7 +69,7 @@ fn norm_backward_kernel<F: Float, W: Float, N: Size>(
     #[comptime] centred: bool,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }
