@@ -5,7 +5,7 @@ use crate::lora::download;
 use crate::ops::{Fused, Heads};
 use crate::spec::Activation;
 use crate::{Device, DeviceChoice, Tensor, TensorData};
-use burn::backend::{Dispatch, DispatchTensor};
+use burn::backend::{BackendTensor, Dispatch, DispatchTensor, DispatchTensorKind};
 use burn::tensor::{FloatDType, Int};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -43,6 +43,13 @@ fn vector(values: &[f64], device: &Device) -> Tensor<1> {
 
 fn values<const D: usize>(tensor: DispatchTensor) -> Vec<f32> {
     download(Tensor::<D>::from_dispatch(tensor))
+}
+
+fn strides(tensor: &DispatchTensor) -> Vec<usize> {
+    match &tensor.kind {
+        DispatchTensorKind::Cube(BackendTensor::Float(tensor)) => tensor.meta.strides().to_vec(),
+        _ => panic!("a float tensor on a CubeCL device"),
+    }
 }
 
 #[track_caller]
@@ -332,6 +339,58 @@ fn time_of_attention() {
             Dispatch::attention_backward(qkv, spans, out, lse, grad, heads, 0.125);
             device.sync().expect("the device computes");
             eprintln!("round {round}: forward {forward:?}, backward {:?}", started.elapsed() - forward);
+        }
+    }
+}
+
+/// Goal: gaps between rows, as CUDA's allocations and slices have, and transposed matrices change nothing.
+/// Method: the same values in each layout.
+#[test]
+fn every_layout_is_read_right() {
+    for device in &devices() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let (n, d) = (37, 5 * 32);
+        let heads = Heads { query: 3, kv: 1, dim: 32 };
+        let (x, grad, narrow) = (random(&mut rng, n * d), random(&mut rng, n * d), random(&mut rng, n * 3 * 32));
+        let (w, angles) = (vector(&random(&mut rng, d), device), random(&mut rng, n * 16));
+        let spans = Tensor::<2, Int>::from_data(TensorData::new(spans(&[20, 17], true, usize::MAX), [n, 4]), device);
+        let targets = Tensor::<1, Int>::from_data(TensorData::new(vec![3i32; n], [n]), device);
+        let results = |layout: usize| {
+            let at = |values: &[f64], columns: usize| {
+                let plain = matrix(values, columns, device);
+                let laid = match layout {
+                    0 => plain,
+                    1 => Tensor::cat(vec![Tensor::zeros([n, 64], device), plain], 1).narrow(1, 64, columns),
+                    _ => {
+                        let flipped: Vec<f64> = (0..n * columns).map(|p| values[p % n * columns + p / n]).collect();
+                        matrix(&flipped, n, device).transpose()
+                    }
+                }
+                .into_dispatch();
+                assert_eq!(strides(&laid), [[columns, 1], [columns + 64, 1], [1, n]][layout]);
+                laid
+            };
+            let (x, grad, narrow) = (|| at(&x, d), || at(&grad, d), || at(&narrow, 96));
+            let (w, spans) = (|| w.clone().into_dispatch(), || spans.clone().into_dispatch());
+            let (out, lse) = Dispatch::attention(x(), spans(), heads, 0.2);
+            let (losses, _, slopes) = Dispatch::cross_entropy(x(), targets.clone().into_dispatch());
+            vec![
+                values::<2>(Dispatch::rms_norm(x(), w(), EPSILON)),
+                values::<2>(Dispatch::layer_norm_backward(x(), w(), grad(), EPSILON)),
+                values::<2>(Dispatch::gated(x(), Activation::Silu)),
+                values::<2>(Dispatch::activate_backward(x(), grad(), Activation::Gelu)),
+                values::<2>(Dispatch::rotary(x(), at(&angles, 16), at(&angles, 16), 2, 32, false)),
+                values::<2>(Dispatch::attention_backward(x(), spans(), out, lse, narrow(), heads, 0.2)),
+                values::<1>(losses),
+                values::<2>(slopes),
+            ]
+        };
+        let expected = results(0);
+        for layout in 1..3 {
+            for (i, (found, expected)) in results(layout).iter().zip(&expected).enumerate() {
+                let expected: Vec<f64> = expected.iter().map(|&x| x.into()).collect();
+                check(found, &expected, &format!("result {i} in layout {layout}"));
+            }
         }
     }
 }
