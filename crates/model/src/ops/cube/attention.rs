@@ -33,7 +33,6 @@ fn attention_kernel<F: Float, I: Int>(
 ) {
     let side = comptime!(tiles.side);
     let row_steps = comptime!(tiles.row_steps());
-    let column_steps = comptime!(tiles.column_steps());
     let width_steps = comptime!(tiles.width_steps());
     let y = UNIT_POS as usize / side;
     let x = UNIT_POS as usize % side;
@@ -55,7 +54,7 @@ fn attention_kernel<F: Float, I: Int>(
     sync_cube();
     let (low, high) = cover(&starts, &ends, comptime!(tiles.rows));
 
-    let mut scores = zeros(comptime!(row_steps * column_steps));
+    let mut scores = zeros(comptime!(row_steps * tiles.column_steps()));
     let mut mixed = zeros(comptime!(row_steps * width_steps));
     let mut sums = zeros(row_steps);
     let mut maxima = Array::<f32>::new(row_steps);
@@ -71,79 +70,124 @@ fn attention_kernel<F: Float, I: Int>(
         load_tile::<F>(qkv, &mut columns, key, n, stride, key_offset, 1.0, comptime!(tiles.columns), tiles);
         sync_cube();
         dot_tiles(&mut scores, &queries, &columns, tiles);
-        #[unroll]
-        for i in 0..row_steps {
-            let row = y + comptime!(i * side);
-            let (start, end) = (starts[row] as usize, ends[row] as usize);
-            let mut best = f32::new(LOWEST);
-            #[unroll]
-            for j in 0..column_steps {
-                let column = key + x + comptime!(j * side);
-                let place = comptime!(i * column_steps + j);
-                if column < start || column >= end {
-                    scores[place] = f32::new(LOWEST);
-                }
-                best = best.max(scores[place]);
-            }
-            parts[row * side + x] = best;
-        }
+        hide_unseen(&mut scores, &mut parts, &starts, &ends, key, tiles);
         sync_cube();
         // The keys have been read: their place is the values' now.
         load_tile::<F>(qkv, &mut columns, key, n, stride, value_offset, 1.0, comptime!(tiles.columns), tiles);
-        #[unroll]
-        for i in 0..row_steps {
-            let row = y + comptime!(i * side);
-            let mut best = maxima[i];
-            for k in 0..side {
-                best = best.max(parts[row * side + k]);
-            }
-            let keep = (maxima[i] - best).exp();
-            maxima[i] = best;
-            sums[i] *= keep;
-            #[unroll]
-            for j in 0..width_steps {
-                mixed[comptime!(i * width_steps + j)] *= keep;
-            }
-            #[unroll]
-            for j in 0..column_steps {
-                let place = comptime!(i * column_steps + j);
-                // Where a row has seen no key yet, `best` is LOWEST too: a hidden key must not weigh exp(0).
-                let weight = select(scores[place] > f32::new(LOWEST), (scores[place] - best).exp(), f32::new(0.0));
-                scores[place] = weight;
-                sums[i] += weight;
-            }
-        }
+        weigh(&mut scores, &mut maxima, &mut sums, &mut mixed, &parts, tiles);
         share_product(&scores, &mut weights, tiles);
         sync_cube();
         mix_tiles(&mut mixed, &weights, &columns, tiles);
         key += comptime!(tiles.columns);
     }
 
-    // Each unit has summed its own columns of a row only. All have read the last maxima: the loop synchronised since.
+    total(&mut sums, &mut parts, tiles);
     #[unroll]
     for i in 0..row_steps {
-        parts[(y + comptime!(i * side)) * side + x] = sums[i];
-    }
-    sync_cube();
-    #[unroll]
-    for i in 0..row_steps {
-        let row = y + comptime!(i * side);
-        let mut sum = f32::new(0.0);
-        for k in 0..side {
-            sum += parts[row * side + k];
-        }
-        // Rows beyond the batch have no sum, and are not written.
-        sum = sum.max(f32::new(1e-30));
+        let row = first + y + comptime!(i * side);
         #[unroll]
         for j in 0..width_steps {
-            mixed[comptime!(i * width_steps + j)] /= sum;
+            mixed[comptime!(i * width_steps + j)] /= sums[i];
         }
-        if x == 0 && first + row < n {
-            lse[(first + row) * query_heads + head] = maxima[i] + sum.ln();
+        if x == 0 && row < n {
+            lse[row * query_heads + head] = maxima[i] + sums[i].ln();
         }
     }
     let out_stride = query_heads * comptime!(tiles.dim);
     store_sum::<F>(&mixed, out, first, n, out_stride, head * comptime!(tiles.dim), 1.0, tiles);
+}
+
+/// Replaces the scores that a row does not see by LOWEST, and shares each unit's part of a row's maximum.
+#[cube]
+fn hide_unseen(
+    scores: &mut Array<f32>,
+    parts: &mut Shared<[f32]>,
+    starts: &Shared<[u32]>,
+    ends: &Shared<[u32]>,
+    key: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let side = comptime!(tiles.side);
+    let column_steps = comptime!(tiles.column_steps());
+    let y = UNIT_POS as usize / side;
+    let x = UNIT_POS as usize % side;
+    #[unroll]
+    for i in 0..comptime!(tiles.row_steps()) {
+        let row = y + comptime!(i * side);
+        let (start, end) = (starts[row] as usize, ends[row] as usize);
+        let mut best = f32::new(LOWEST);
+        #[unroll]
+        for j in 0..column_steps {
+            let column = key + x + comptime!(j * side);
+            let place = comptime!(i * column_steps + j);
+            if column < start || column >= end {
+                scores[place] = f32::new(LOWEST);
+            }
+            best = best.max(scores[place]);
+        }
+        parts[row * side + x] = best;
+    }
+}
+
+/// Turns scores into weights below the maximum so far; what was summed below a lower maximum shrinks accordingly.
+#[cube]
+fn weigh(
+    scores: &mut Array<f32>,
+    maxima: &mut Array<f32>,
+    sums: &mut Array<f32>,
+    mixed: &mut Array<f32>,
+    parts: &Shared<[f32]>,
+    #[comptime] tiles: Tiles,
+) {
+    let side = comptime!(tiles.side);
+    let column_steps = comptime!(tiles.column_steps());
+    let width_steps = comptime!(tiles.width_steps());
+    let y = UNIT_POS as usize / side;
+    #[unroll]
+    for i in 0..comptime!(tiles.row_steps()) {
+        let row = y + comptime!(i * side);
+        let mut best = maxima[i];
+        for k in 0..side {
+            best = best.max(parts[row * side + k]);
+        }
+        let keep = (maxima[i] - best).exp();
+        maxima[i] = best;
+        sums[i] *= keep;
+        #[unroll]
+        for j in 0..width_steps {
+            mixed[comptime!(i * width_steps + j)] *= keep;
+        }
+        #[unroll]
+        for j in 0..column_steps {
+            let place = comptime!(i * column_steps + j);
+            // Where a row has seen no key yet, `best` is LOWEST too: a hidden key must not weigh exp(0).
+            let weight = select(scores[place] > f32::new(LOWEST), (scores[place] - best).exp(), f32::new(0.0));
+            scores[place] = weight;
+            sums[i] += weight;
+        }
+    }
+}
+
+/// Each unit has summed its own columns of a row: adds them up. All have read the last maxima from `parts` by now.
+#[cube]
+fn total(sums: &mut Array<f32>, parts: &mut Shared<[f32]>, #[comptime] tiles: Tiles) {
+    let side = comptime!(tiles.side);
+    let y = UNIT_POS as usize / side;
+    let x = UNIT_POS as usize % side;
+    #[unroll]
+    for i in 0..comptime!(tiles.row_steps()) {
+        parts[(y + comptime!(i * side)) * side + x] = sums[i];
+    }
+    sync_cube();
+    #[unroll]
+    for i in 0..comptime!(tiles.row_steps()) {
+        let mut sum = f32::new(0.0);
+        for k in 0..side {
+            sum += parts[(y + comptime!(i * side)) * side + k];
+        }
+        // Rows beyond the batch have no sum, and are not written.
+        sums[i] = sum.max(f32::new(1e-30));
+    }
 }
 
 /// Mixed values `[n, h·e]` and the log-sum-exp of each query's scaled scores `[n, h]`, the latter always f32.

@@ -67,9 +67,7 @@ fn query_gradient_kernel<F: Float, I: Int>(
 ) {
     let side = comptime!(tiles.side);
     let row_steps = comptime!(tiles.row_steps());
-    let column_steps = comptime!(tiles.column_steps());
     let y = UNIT_POS as usize / side;
-    let x = UNIT_POS as usize % side;
     let first = CUBE_POS_X as usize * comptime!(tiles.rows);
     let head = CUBE_POS_Y as usize;
     let offset = head * comptime!(tiles.dim);
@@ -101,8 +99,8 @@ fn query_gradient_kernel<F: Float, I: Int>(
             row_delta[i] = delta[row * query_heads + head];
         }
     }
-    let mut scores = zeros(comptime!(row_steps * column_steps));
-    let mut pulled = zeros(comptime!(row_steps * column_steps));
+    let mut scores = zeros(comptime!(row_steps * tiles.column_steps()));
+    let mut pulled = zeros(comptime!(row_steps * tiles.column_steps()));
     let mut sum = zeros(comptime!(row_steps * tiles.width_steps()));
 
     let mut key = low;
@@ -113,21 +111,7 @@ fn query_gradient_kernel<F: Float, I: Int>(
         sync_cube();
         dot_tiles(&mut scores, &queries, &keys, tiles);
         dot_tiles(&mut pulled, &pulls, &values, tiles);
-        #[unroll]
-        for i in 0..row_steps {
-            let row = y + comptime!(i * side);
-            let (start, end) = (starts[row] as usize, ends[row] as usize);
-            #[unroll]
-            for j in 0..column_steps {
-                let column = key + x + comptime!(j * side);
-                let place = comptime!(i * column_steps + j);
-                let mut slope = f32::new(0.0);
-                if column >= start && column < end {
-                    slope = (scores[place] - row_lse[i]).exp() * (pulled[place] - row_delta[i]);
-                }
-                scores[place] = slope;
-            }
-        }
+        slopes_of_rows(&mut scores, &pulled, &row_lse, &row_delta, &starts, &ends, key, tiles);
         share_product(&scores, &mut slopes, tiles);
         sync_cube();
         mix_tiles(&mut sum, &slopes, &keys, tiles);
@@ -158,7 +142,6 @@ fn key_value_gradient_kernel<F: Float, I: Int>(
     let side = comptime!(tiles.side);
     let row_steps = comptime!(tiles.row_steps());
     let column_steps = comptime!(tiles.column_steps());
-    let y = UNIT_POS as usize / side;
     let x = UNIT_POS as usize % side;
     let first = CUBE_POS_X as usize * comptime!(tiles.rows);
     let kv_head = CUBE_POS_Y as usize;
@@ -183,8 +166,10 @@ fn key_value_gradient_kernel<F: Float, I: Int>(
     sync_cube();
     let (low, high) = cover(&seen_starts, &seen_ends, comptime!(tiles.rows));
 
-    let mut scores = zeros(comptime!(row_steps * column_steps));
-    let mut pulled = zeros(comptime!(row_steps * column_steps));
+    let mut scores = zeros(comptime!(row_steps * tiles.column_steps()));
+    let mut pulled = zeros(comptime!(row_steps * tiles.column_steps()));
+    let mut column_lse = zeros(column_steps);
+    let mut column_delta = zeros(column_steps);
     let mut key_sum = zeros(comptime!(row_steps * tiles.width_steps()));
     let mut value_sum = zeros(comptime!(row_steps * tiles.width_steps()));
 
@@ -202,26 +187,15 @@ fn key_value_gradient_kernel<F: Float, I: Int>(
             dot_tiles(&mut pulled, &values, &pulls, tiles);
             #[unroll]
             for j in 0..column_steps {
-                let column = x + comptime!(j * side);
-                let (start, end) = (starts[column] as usize, ends[column] as usize);
-                let mut column_lse = f32::new(0.0);
-                let mut column_delta = f32::new(0.0);
-                if query + column < n {
-                    column_lse = lse[(query + column) * query_heads + head];
-                    column_delta = delta[(query + column) * query_heads + head];
-                }
-                #[unroll]
-                for i in 0..row_steps {
-                    let key = first + y + comptime!(i * side);
-                    let place = comptime!(i * column_steps + j);
-                    let mut weight = f32::new(0.0);
-                    if key >= start && key < end {
-                        weight = (scores[place] - column_lse).exp();
-                    }
-                    scores[place] = weight;
-                    pulled[place] = weight * (pulled[place] - column_delta);
+                let row = query + x + comptime!(j * side);
+                column_lse[j] = f32::new(0.0);
+                column_delta[j] = f32::new(0.0);
+                if row < n {
+                    column_lse[j] = lse[row * query_heads + head];
+                    column_delta[j] = delta[row * query_heads + head];
                 }
             }
+            weights_of_columns(&mut scores, &mut pulled, &column_lse, &column_delta, &starts, &ends, first, tiles);
             share_product(&scores, &mut weights, tiles);
             share_product(&pulled, &mut slopes, tiles);
             sync_cube();
@@ -234,6 +208,73 @@ fn key_value_gradient_kernel<F: Float, I: Int>(
     let out_stride = (query_heads + 2 * kv_heads) * comptime!(tiles.dim);
     store_sum::<F>(&key_sum, dqkv, first, n, out_stride, key_offset, 1.0, tiles);
     store_sum::<F>(&value_sum, dqkv, first, n, out_stride, value_offset, 1.0, tiles);
+}
+
+/// Queries by keys: `scores` becomes the slope of the scores, `P·(dO·v - D)`; zero where a row does not see a column.
+#[cube]
+fn slopes_of_rows(
+    scores: &mut Array<f32>,
+    pulled: &Array<f32>,
+    row_lse: &Array<f32>,
+    row_delta: &Array<f32>,
+    starts: &Shared<[u32]>,
+    ends: &Shared<[u32]>,
+    key: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let side = comptime!(tiles.side);
+    let column_steps = comptime!(tiles.column_steps());
+    let y = UNIT_POS as usize / side;
+    let x = UNIT_POS as usize % side;
+    #[unroll]
+    for i in 0..comptime!(tiles.row_steps()) {
+        let row = y + comptime!(i * side);
+        let (start, end) = (starts[row] as usize, ends[row] as usize);
+        #[unroll]
+        for j in 0..column_steps {
+            let column = key + x + comptime!(j * side);
+            let place = comptime!(i * column_steps + j);
+            let mut slope = f32::new(0.0);
+            if column >= start && column < end {
+                slope = (scores[place] - row_lse[i]).exp() * (pulled[place] - row_delta[i]);
+            }
+            scores[place] = slope;
+        }
+    }
+}
+
+/// Keys by queries: `scores` becomes the weights `P`, `pulled` their slopes; zero where a column does not see a row.
+#[cube]
+fn weights_of_columns(
+    scores: &mut Array<f32>,
+    pulled: &mut Array<f32>,
+    column_lse: &Array<f32>,
+    column_delta: &Array<f32>,
+    starts: &Shared<[u32]>,
+    ends: &Shared<[u32]>,
+    first: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let side = comptime!(tiles.side);
+    let column_steps = comptime!(tiles.column_steps());
+    let y = UNIT_POS as usize / side;
+    let x = UNIT_POS as usize % side;
+    #[unroll]
+    for j in 0..column_steps {
+        let column = x + comptime!(j * side);
+        let (start, end) = (starts[column] as usize, ends[column] as usize);
+        #[unroll]
+        for i in 0..comptime!(tiles.row_steps()) {
+            let key = first + y + comptime!(i * side);
+            let place = comptime!(i * column_steps + j);
+            let mut weight = f32::new(0.0);
+            if key >= start && key < end {
+                weight = (scores[place] - column_lse[j]).exp();
+            }
+            scores[place] = weight;
+            pulled[place] = weight * (pulled[place] - column_delta[j]);
+        }
+    }
 }
 
 /// What the forward pass took and gave, and the gradient of its output.
@@ -259,25 +300,7 @@ pub(super) fn attention_backward(saved: Saved, heads: Heads, scale: f32) -> Cube
         return dqkv;
     }
     let client = qkv.client();
-    let delta = qkv.empty([n, heads.query], DType::F32);
-    let (count, dim) = units(&client, n * heads.query);
-    // SAFETY: `out` and `grad` have n rows of h·e columns, asserted above, and `delta` has n·h values, the number of units that go on.
-    unsafe {
-        delta_kernel::launch_unchecked(
-            &client,
-            count,
-            dim,
-            out.tensor.clone().into_buffer_arg(),
-            grad.tensor.clone().into_buffer_arg(),
-            delta.clone().into_buffer_arg(),
-            n * heads.query,
-            heads.query,
-            out.stride,
-            grad.stride,
-            heads.dim,
-            qkv.kind(),
-        )
-    };
+    let delta = dot_rows(&out, &grad, heads);
     let tiles = Tiles::choose(&client, heads.dim, query_shared_values);
     // SAFETY: every tensor's shape was asserted above. The kernel reads rows i < n in the columns of heads that exist, and writes
     // row i < n of `dqkv`, which is as large as `qkv`; spans bound its loop and are no index.
@@ -326,4 +349,30 @@ pub(super) fn attention_backward(saved: Saved, heads: Heads, scale: f32) -> Cube
         )
     };
     dqkv
+}
+
+/// D of each query and head. The caller has asserted that both are `[n, h·e]`.
+fn dot_rows(out: &Matrix, grad: &Matrix, heads: Heads) -> CubeTensor {
+    let client = out.client();
+    let total = out.rows * heads.query;
+    let delta = out.empty([out.rows, heads.query], DType::F32);
+    let (count, dim) = units(&client, total);
+    // SAFETY: `out` and `grad` have n rows of h·e columns, and `delta` has n·h values, the number of units that go on.
+    unsafe {
+        delta_kernel::launch_unchecked(
+            &client,
+            count,
+            dim,
+            out.tensor.clone().into_buffer_arg(),
+            grad.tensor.clone().into_buffer_arg(),
+            delta.clone().into_buffer_arg(),
+            total,
+            heads.query,
+            out.stride,
+            grad.stride,
+            heads.dim,
+            out.kind(),
+        )
+    };
+    delta
 }

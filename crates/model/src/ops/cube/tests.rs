@@ -320,29 +320,6 @@ fn half_tensors_are_computed_in_f32() {
     }
 }
 
-/// How long do the kernels of one 135M block take? Run with `--run-ignored only --no-capture`.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_attention() {
-    for device in &devices() {
-        let (n, heads) = (512, Heads { query: 9, kv: 3, dim: 64 });
-        let mut rng = ChaCha8Rng::seed_from_u64(8);
-        let (qkv, grad) = (random(&mut rng, n * 15 * 64), random(&mut rng, n * 9 * 64));
-        let (qkv, grad) = (matrix(&qkv, 15 * 64, device), matrix(&grad, 9 * 64, device));
-        let spans = Tensor::<2, Int>::from_data(TensorData::new(spans(&[n], true, usize::MAX), [n, 4]), device);
-        for round in 0..4 {
-            let started = std::time::Instant::now();
-            let (out, lse) = Dispatch::attention(qkv.clone().into_dispatch(), spans.clone().into_dispatch(), heads, 0.125);
-            device.sync().expect("the device computes");
-            let forward = started.elapsed();
-            let (qkv, spans, grad) = (qkv.clone().into_dispatch(), spans.clone().into_dispatch(), grad.clone().into_dispatch());
-            Dispatch::attention_backward(qkv, spans, out, lse, grad, heads, 0.125);
-            device.sync().expect("the device computes");
-            eprintln!("round {round}: forward {forward:?}, backward {:?}", started.elapsed() - forward);
-        }
-    }
-}
-
 /// Goal: gaps between rows, as CUDA's allocations and slices have, and transposed matrices change nothing.
 /// Method: the same values in each layout.
 #[test]
