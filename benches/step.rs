@@ -269,10 +269,10 @@ impl Rival {
         let started = Instant::now();
         let (step, mode) = self.next();
         let rows = &self.rows;
-        let carry = |tensor: cutlayer::model::Tensor<3>| {
-            let hidden = tensor.dims()[2];
-            let bytes = encoding::encode(Encoding::F32, tensor, rows);
-            encoding::decode(Encoding::F32, &bytes, rows, hidden, &self.device).unwrap()
+        let carry = |tensor: cutlayer::model::Tensor<2>| {
+            let hidden = tensor.dims()[1];
+            let bytes = encoding::encode(Encoding::F32, tensor);
+            encoding::decode(Encoding::F32, &bytes, rows.tokens(), hidden, &self.device).unwrap()
         };
         let hidden = carry(self.front.forward(step, 0..self.cut, Input::Tokens(&self.ids), rows, mode).unwrap());
         let (_, gradient) =

@@ -1,6 +1,7 @@
 //! Where a stage computes: a runtime value, `cpu`, `wgpu[:n]`, `cuda[:n]` or `auto`.
 
-use burn::tensor::Device;
+use crate::ops::Kernels;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -132,6 +133,24 @@ fn probe(choice: DeviceChoice, device: Device) -> Result<Device, DeviceError> {
         Ok(sum) => Err(DeviceError::Absent { device: choice, reason: format!("it computed 1 + 2 = {sum}") }),
         Err(_) => Err(DeviceError::Absent { device: choice, reason: "its driver did not start".into() }),
     }
+}
+
+/// GFLOP/s that `device` gives a plain f32 matrix product of `512 x 1536 x 1536`, the best of a few: what a step is measured against.
+pub fn gemm_gflops(device: &Device) -> f64 {
+    if Kernels::on(device) == Kernels::Fused && crate::ops::is_cpu(device) {
+        return crate::ops::cpu_gemm_gflops();
+    }
+    let (m, n, k) = (512, 1536, 1536);
+    let (a, b) = (Tensor::<2>::ones([m, k], device), Tensor::<2>::ones([k, n], device));
+    let run = || {
+        let started = std::time::Instant::now();
+        let product = a.clone().matmul(b.clone());
+        // Reading one value waits for all of it.
+        std::hint::black_box(product.slice([0..1, 0..1]).into_data());
+        started.elapsed().as_secs_f64()
+    };
+    let best = (0..12).map(|_| run()).fold(f64::INFINITY, f64::min);
+    2.0 * (m * n * k) as f64 / best / 1e9
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
-//! Between hidden states on a device and the bytes that cross the cut: padding stays behind, nothing unchecked comes in.
+//! Between hidden states on a device and the bytes that cross the cut: nothing unchecked comes in.
 
 use crate::lora::download;
-use crate::rows::Rows;
 use burn::tensor::{Device, Tensor, TensorData};
 use cutlayer_wire::Encoding;
 
@@ -27,22 +26,19 @@ pub enum TensorError {
     NotFinite,
 }
 
-/// The real tokens of `hidden_btd`, `[n, d]`, as bytes.
-pub fn encode(encoding: Encoding, hidden_btd: Tensor<3>, rows: &Rows) -> Vec<u8> {
-    encoding.encode(&download(rows.gather(hidden_btd)))
+/// Hidden states `[n, d]` as bytes.
+pub fn encode(encoding: Encoding, hidden_nd: Tensor<2>) -> Vec<u8> {
+    encoding.encode(&download(hidden_nd))
 }
 
-/// Bytes of `n` tokens into the rectangle `[b, t, d]` on `device`, padded with zeros. Refuses a NaN or an infinity.
-pub fn decode(encoding: Encoding, bytes: &[u8], rows: &Rows, hidden: usize, device: &Device) -> Result<Tensor<3>, TensorError> {
-    let mut values = encoding.decode(bytes)?;
-    if values.len() != rows.tokens() * hidden {
-        return Err(TensorError::Length { found: values.len(), tokens: rows.tokens(), hidden });
+/// Bytes of `n` tokens as `[n, d]` on `device`. Refuses a NaN or an infinity.
+pub fn decode(encoding: Encoding, bytes: &[u8], tokens: usize, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
+    let values = encoding.decode(bytes)?;
+    if values.len() != tokens * hidden {
+        return Err(TensorError::Length { found: values.len(), tokens, hidden });
     }
     if !values.iter().all(|value| value.is_finite()) {
         return Err(TensorError::NotFinite);
     }
-    if !rows.is_dense() {
-        values = rows.spread(&values, hidden, 0.0);
-    }
-    Ok(Tensor::from_data(TensorData::new(values, [rows.rows(), rows.width(), hidden]), device))
+    Ok(Tensor::from_data(TensorData::new(values, [tokens, hidden]), device))
 }

@@ -4,9 +4,10 @@
 //! not fit its own config is refused whole.
 
 use crate::arch::{self, ConfigError};
-use crate::block::{Block, Linear, Mlp, Norm, Qkv};
+use crate::block::{Block, Linear, Mlp, Norm};
 use crate::folder::{FolderError, ModelFolder};
 use crate::head::Head;
+use crate::ops::Kernels;
 use crate::rows::{Rows, indices};
 use crate::spec::{HeadSpec, LinearSpec, MlpSpec, ModelSpec, NormKind, NormSpec, QkvSpec, WeightLayout};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -103,6 +104,7 @@ pub struct Frozen {
     spec: ModelSpec,
     device: Device,
     labels: usize,
+    kernels: Kernels,
     embedding: Option<Embedding>,
     blocks: BTreeMap<usize, Block>,
     head: Option<Head>,
@@ -132,15 +134,16 @@ impl Frozen {
         let spec = read_spec(folder)?;
         let (prefix, table) = check_names(folder, &spec)?;
         let source = FromFolder { folder, device };
-        Self::assemble(spec, &source, prefix, table, parts, labels, device)
+        Self::assemble(spec, &source, prefix, table, parts, labels, device, Kernels::on(device))
     }
 
     /// The whole model on tensors at hand, by their full names: for training every weight of a small model.
     pub(crate) fn on(spec: &ModelSpec, tensors: &BTreeMap<String, Tensor<2>>, device: &Device) -> Result<Self, LoadError> {
         let table = format!("{}{}", spec.prefix, spec.embedding.tokens);
-        Self::assemble(spec.clone(), tensors, spec.prefix, table, &Parts::whole(spec.blocks), 0, device)
+        Self::assemble(spec.clone(), tensors, spec.prefix, table, &Parts::whole(spec.blocks), 0, device, Kernels::Composed)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "private, called twice")]
     fn assemble(
         spec: ModelSpec,
         source: &dyn Source,
@@ -149,12 +152,23 @@ impl Frozen {
         parts: &Parts,
         labels: usize,
         device: &Device,
+        kernels: Kernels,
     ) -> Result<Self, LoadError> {
         let reader = Reader { source, spec: &spec, prefix, table };
         let embedding = parts.embedding.then(|| reader.embedding()).transpose()?;
         let blocks = parts.blocks.iter().map(|&index| Ok((index, reader.block(index)?))).collect::<Result<_, LoadError>>()?;
         let head = if parts.head { Some(reader.head(embedding.as_ref())?) } else { None };
-        Ok(Self { device: device.clone(), labels, embedding, blocks, head, spec })
+        Ok(Self { device: device.clone(), labels, kernels, embedding, blocks, head, spec })
+    }
+
+    /// The same layers, computed by other kernels: to hold one against the other.
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// What computes them.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
     }
 
     /// The model's description.
@@ -180,20 +194,18 @@ impl Frozen {
         }
     }
 
-    /// Hidden states `[b, t, d]` of the ids.
-    pub(crate) fn embed(&self, ids: &[u32], rows: &Rows) -> Tensor<3> {
+    /// Hidden states `[n, d]` of the ids.
+    pub(crate) fn embed(&self, ids: &[u32], rows: &Rows) -> Tensor<2> {
         let embedding = self.embedding.as_ref().expect("a stage that takes tokens was loaded with the embedding");
-        let (b, t, d) = (rows.rows(), rows.width(), self.spec.hidden);
-        let ids = indices(&rows.spread(ids, 1, 0), &self.device);
-        let mut hidden = embedding.tokens.clone().select(0, ids).reshape([b, t, d]);
+        let mut hidden = embedding.tokens.clone().select(0, indices(ids, &self.device));
         if let Some(positions) = &embedding.positions {
-            hidden = hidden + positions.clone().select(0, indices(&rows.positions(), &self.device)).unsqueeze();
+            hidden = hidden + positions.clone().select(0, indices(&rows.positions(), &self.device));
         }
         if let Some(token_type) = &embedding.token_type {
             hidden = hidden + token_type.clone().unsqueeze();
         }
         match &embedding.norm {
-            Some(norm) => norm.forward(hidden),
+            Some(norm) => norm.forward(self.kernels, hidden),
             None => hidden,
         }
     }
@@ -353,23 +365,23 @@ impl Reader<'_> {
     fn block(&self, index: usize) -> Result<Block, LoadError> {
         let (spec, d) = (&self.spec.block, self.spec.hidden);
         let prefix = self.block_prefix(index);
-        let linear = |linear: &LinearSpec| self.linear(&prefix, index, linear);
+        let linear = |side_by_side: &[&LinearSpec]| self.linear(&prefix, index, side_by_side);
         let head_norm = |path: &'static str, epsilon| self.norm(&prefix, &NormSpec { path, kind: NormKind::Rms, epsilon }, spec.head_dim);
         Ok(Block {
             attention_norm: self.norm(&prefix, &spec.attention_norm, d)?,
             qkv: match &spec.qkv {
-                QkvSpec::Separate([q, k, v]) => Qkv::Separate([linear(q)?, linear(k)?, linear(v)?]),
-                QkvSpec::Fused(all) => Qkv::Fused(linear(all)?),
+                QkvSpec::Separate([q, k, v]) => linear(&[q, k, v])?,
+                QkvSpec::Fused(all) => linear(&[all])?,
             },
             head_norms: match spec.head_norms {
                 Some((q, k, epsilon)) => Some((head_norm(q, epsilon)?, head_norm(k, epsilon)?)),
                 None => None,
             },
-            output: linear(&spec.output)?,
+            output: linear(&[&spec.output])?,
             mlp_norm: self.norm(&prefix, &spec.mlp_norm, d)?,
             mlp: match &spec.mlp {
-                MlpSpec::Gated([gate, up, down]) => Mlp::Gated([linear(gate)?, linear(up)?, linear(down)?]),
-                MlpSpec::Plain([up, down]) => Mlp::Plain([linear(up)?, linear(down)?]),
+                MlpSpec::Gated([gate, up, down]) => Mlp::Gated(linear(&[gate, up])?, linear(&[down])?),
+                MlpSpec::Plain([up, down]) => Mlp::Plain(linear(&[up])?, linear(&[down])?),
             },
         })
     }
@@ -389,7 +401,10 @@ impl Reader<'_> {
                 let name = format!("{}{pooler}", self.prefix);
                 let weight: Tensor<2> = self.read(&format!("{name}.weight"), [d, d])?;
                 let bias = Some(self.read(&format!("{name}.bias"), [d])?);
-                Ok(Head::Classifier { pooler: Linear { path: name, weight: weight.transpose(), bias }, path: (*classifier).into() })
+                Ok(Head::Classifier {
+                    pooler: Linear { parts: vec![(name, d)], weight: weight.transpose(), bias },
+                    path: (*classifier).into(),
+                })
             }
         }
     }
@@ -400,20 +415,39 @@ impl Reader<'_> {
             NormKind::Rms => None,
             NormKind::Layer => Some(self.read(&format!("{name}.bias"), [size])?),
         };
-        Ok(Norm { kind: spec.kind, epsilon: spec.epsilon, weight: self.read(&format!("{name}.weight"), [size])?, bias })
+        Ok(Norm { epsilon: spec.epsilon, weight: self.read(&format!("{name}.weight"), [size])?, bias })
     }
 
-    fn linear(&self, prefix: &str, index: usize, spec: &LinearSpec) -> Result<Linear, LoadError> {
-        let name = format!("{prefix}{}", spec.path);
-        let shape = stored_shape(spec);
-        let stored: Tensor<2> = self.read(&format!("{name}.weight"), [shape[0], shape[1]])?;
-        let weight = match spec.layout {
-            WeightLayout::OutIn => stored.transpose(),
-            WeightLayout::InOut => stored,
+    /// Projections of the same input as one matrix, packed once here.
+    fn linear(&self, prefix: &str, index: usize, specs: &[&LinearSpec]) -> Result<Linear, LoadError> {
+        let mut stored: Vec<Tensor<2>> = vec![];
+        for spec in specs {
+            let shape = stored_shape(spec);
+            stored.push(self.read(&format!("{prefix}{}.weight", spec.path), [shape[0], shape[1]])?);
+        }
+        let weight = match specs[0].layout {
+            WeightLayout::OutIn => side_by_side(stored, 0).transpose(),
+            WeightLayout::InOut => side_by_side(stored, 1),
         };
-        let bias = if spec.bias { Some(self.read(&format!("{name}.bias"), [spec.outputs])?) } else { None };
-        Ok(Linear { path: self.spec.linear_path(index, spec), weight, bias })
+        let bias = if specs.iter().any(|spec| spec.bias) {
+            let mut parts: Vec<Tensor<1>> = vec![];
+            for spec in specs {
+                parts.push(match spec.bias {
+                    true => self.read(&format!("{prefix}{}.bias", spec.path), [spec.outputs])?,
+                    false => Tensor::zeros([spec.outputs], &weight.device().inner()),
+                });
+            }
+            Some(side_by_side(parts, 0))
+        } else {
+            None
+        };
+        let parts = specs.iter().map(|spec| (self.spec.linear_path(index, spec), spec.outputs)).collect();
+        Ok(Linear { parts, weight, bias })
     }
+}
+
+fn side_by_side<const D: usize>(mut parts: Vec<Tensor<D>>, dimension: usize) -> Tensor<D> {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dimension) }
 }
 
 fn stored_shape(linear: &LinearSpec) -> Vec<usize> {

@@ -1,11 +1,12 @@
 //! What stands on the last block: logits, the loss, and the classifier.
 //!
-//! Logits exist only for the tokens that are scored: positions whose label is ignored cost nothing.
+//! Logits exist only for the tokens that are scored, and of those only a chunk at a time: positions whose label is ignored cost nothing.
 
 use crate::block::{Linear, Norm};
 use crate::lora::{Bound, KEY_PREFIX, download};
+use crate::ops::{Kernels, composed};
 use crate::rows::{Rows, indices};
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::Tensor;
 use cutlayer_wire::EvalSums;
 
 /// Labels below zero are not scored.
@@ -28,65 +29,51 @@ pub(crate) struct Loss {
 }
 
 impl Head {
-    /// Logits of every real token `[n, v]`, or of every sequence `[sequences, classes]`.
-    pub fn logits(&self, hidden_btd: Tensor<3>, rows: &Rows, adapter: &Bound) -> Tensor<2> {
+    /// Logits of every token `[n, v]`, or of every sequence `[sequences, classes]`.
+    pub fn logits(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, adapter: &Bound) -> Tensor<2> {
         match self {
-            Head::LanguageModel { .. } => self.project(rows.gather(hidden_btd), adapter),
-            Head::Classifier { .. } => self.project(firsts(hidden_btd, rows), adapter),
+            Head::LanguageModel { norm, table } => norm.forward(kernels, hidden_nd).matmul(table.clone().transpose()),
+            Head::Classifier { pooler, path } => classify(kernels, pooler, path, pick(hidden_nd, &rows.firsts()), adapter),
         }
     }
 
-    /// Mean cross-entropy over the scored labels: one per real token, the token after it; or one per sequence, its class.
-    pub fn loss(&self, hidden_btd: Tensor<3>, rows: &Rows, labels: &[i32], adapter: &Bound) -> Loss {
+    /// Mean cross-entropy over the scored labels: one per token, the token after it; or one per sequence, its class.
+    pub fn loss(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, labels: &[i32], adapter: &Bound) -> Loss {
         let scored: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] >= 0).collect();
         if scored.is_empty() {
             return Loss { mean: None, sums: EvalSums::default() };
         }
-        let targets: Vec<i32> = scored.iter().map(|&i| labels[i]).collect();
-        let places = match self {
-            Head::LanguageModel { .. } => rows.places(),
-            Head::Classifier { .. } => rows.firsts(),
-        };
-        let wanted: Vec<u32> = scored.iter().map(|&i| places[i]).collect();
-        let logits = self.project(pick(hidden_btd, &wanted), adapter);
-        cross_entropy(logits, &targets)
-    }
-
-    fn project(&self, x_nd: Tensor<2>, adapter: &Bound) -> Tensor<2> {
-        match self {
-            Head::LanguageModel { norm, table } => norm.forward(x_nd).matmul(table.clone().transpose()),
-            Head::Classifier { pooler, path } => {
-                let pooled = pooler.forward(x_nd, adapter).tanh();
-                let weight = adapter.leaf(&format!("{KEY_PREFIX}{path}.weight")).expect("a classifier stage trains its classifier");
-                let bias = adapter.leaf(&format!("{KEY_PREFIX}{path}.bias")).expect("a classifier stage trains its classifier");
-                pooled.matmul(weight.clone().transpose()) + bias.clone()
+        let targets: Vec<u32> = scored.iter().map(|&i| labels[i] as u32).collect();
+        let targets = indices(&targets, &hidden_nd.device().inner());
+        let (losses, best) = match self {
+            Head::LanguageModel { norm, table } => {
+                let wanted: Vec<u32> = scored.iter().map(|&i| i as u32).collect();
+                kernels.projected_loss(norm.forward(kernels, pick(hidden_nd, &wanted)), table.clone(), targets.clone())
             }
-        }
+            Head::Classifier { pooler, path } => {
+                let firsts = rows.firsts();
+                let wanted: Vec<u32> = scored.iter().map(|&i| firsts[i]).collect();
+                composed::cross_entropy(classify(kernels, pooler, path, pick(hidden_nd, &wanted), adapter), targets.clone())
+            }
+        };
+        // The report is summed on the host in f64; the gradient takes the device's mean.
+        let loss_sum = download(losses.clone().inner()).into_iter().map(f64::from).sum();
+        let correct = best.equal(targets).int().sum().into_scalar::<i64>() as u64;
+        Loss { mean: Some(losses.mean()), sums: EvalSums { loss_sum, scored: scored.len() as u64, correct } }
     }
 }
 
-fn firsts(hidden_btd: Tensor<3>, rows: &Rows) -> Tensor<2> {
-    pick(hidden_btd, &rows.firsts())
+fn classify(kernels: Kernels, pooler: &Linear, path: &str, x_nd: Tensor<2>, adapter: &Bound) -> Tensor<2> {
+    let pooled = pooler.forward(kernels, x_nd, None, adapter).tanh();
+    let weight = adapter.leaf(&format!("{KEY_PREFIX}{path}.weight")).expect("a classifier stage trains its classifier");
+    let bias = adapter.leaf(&format!("{KEY_PREFIX}{path}.bias")).expect("a classifier stage trains its classifier");
+    pooled.matmul(weight.clone().transpose()) + bias.clone()
 }
 
-fn pick(hidden_btd: Tensor<3>, places: &[u32]) -> Tensor<2> {
-    let [b, t, d] = hidden_btd.dims();
-    let flat = hidden_btd.reshape([b * t, d]);
-    if places.len() == b * t {
-        return flat;
+fn pick(hidden_nd: Tensor<2>, tokens: &[u32]) -> Tensor<2> {
+    if tokens.len() == hidden_nd.dims()[0] {
+        return hidden_nd;
     }
-    let device = flat.device();
-    flat.select(0, indices(places, &device))
-}
-
-fn cross_entropy(logits_nv: Tensor<2>, targets: &[i32]) -> Loss {
-    let n = targets.len();
-    let device = logits_nv.device().inner();
-    let targets_n1: Tensor<2, Int> = Tensor::from_data(TensorData::new(targets.to_vec(), [n, 1]), &device);
-    let best = logits_nv.clone().inner().argmax(1);
-    let correct = best.equal(targets_n1.clone()).int().sum().into_scalar::<i64>();
-    let losses = activation::log_softmax(logits_nv, 1).gather(1, targets_n1).neg();
-    // The report is summed on the host in f64; the gradient takes the device's mean.
-    let loss_sum = download(losses.clone().inner()).into_iter().map(f64::from).sum();
-    Loss { mean: Some(losses.mean()), sums: EvalSums { loss_sum, scored: n as u64, correct: correct as u64 } }
+    let device = hidden_nd.device().inner();
+    hidden_nd.select(0, indices(tokens, &device))
 }

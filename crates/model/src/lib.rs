@@ -32,7 +32,7 @@ mod tokenizer_ids;
 
 pub use arch::{ConfigError, FAMILIES};
 pub use burn::tensor::{Device, Tensor, TensorData};
-pub use device::{DeviceChoice, DeviceError};
+pub use device::{DeviceChoice, DeviceError, gemm_gflops};
 pub use export::{ExportDtype, ExportError, write_model};
 pub use folder::{FolderError, ModelFolder};
 pub use frozen::{Frozen, LoadError, Parts, read_spec};
@@ -41,6 +41,7 @@ pub use json_file::JsonFileError;
 pub use logits_file::write_logits;
 pub use lora::{Adapter, AdapterError};
 pub use merge::{MergeError, MergeReport, merge};
+pub use ops::Kernels;
 pub use peft::{PeftConfig, PeftError, PeftFolder, PeftTask};
 pub use pretrain::{PretrainError, Pretrainer};
 pub use rows::{Rows, RowsError};

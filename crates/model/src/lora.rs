@@ -273,12 +273,51 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// The low-rank term `s·(x·Aᵀ)·Bᵀ` of the projection at `path` for `x_nd`, or `None` where it has none.
-    pub(crate) fn delta(&self, path: &str, x_nd: &Tensor<2>) -> Option<Tensor<2>> {
-        let a = self.leaves.get(&key_a(path))?;
-        let b = self.leaves.get(&key_b(path))?;
-        let x_nd = if self.dropout > 0.0 { x_nd.clone() * self.dropout_mask(path, x_nd) } else { x_nd.clone() };
-        Some(x_nd.matmul(a.clone().transpose()).matmul(b.clone().transpose()).mul_scalar(self.scale))
+    /// Whether adapters drop features of their input in this step.
+    pub(crate) fn has_dropout(&self) -> bool {
+        self.dropout > 0.0
+    }
+
+    fn pair(&self, path: &str) -> Option<(Tensor<2>, Tensor<2>)> {
+        Some((self.leaves.get(&key_a(path))?.clone(), self.leaves.get(&key_b(path))?.clone().mul_scalar(self.scale)))
+    }
+
+    /// The adapters of projections that stand side by side, of these paths and widths, as one pair: `A [r, in]` of all stacked, and
+    /// `B [out, r]` block by block with the scale in it. `None` where none has an adapter.
+    pub(crate) fn factors(&self, parts: &[(String, usize)]) -> Option<(Tensor<2>, Tensor<2>)> {
+        let pairs: Vec<_> = parts.iter().map(|(path, _)| self.pair(path)).collect();
+        let ranks: Vec<usize> = pairs.iter().map(|pair| pair.as_ref().map_or(0, |(a, _)| a.dims()[0])).collect();
+        let rank: usize = ranks.iter().sum();
+        if let [Some((a, b))] = &pairs[..] {
+            return Some((a.clone(), b.clone()));
+        }
+        let device = pairs.iter().flatten().next()?.0.device().inner();
+        let zeros = |rows: usize, columns: usize| (columns > 0).then(|| Tensor::zeros([rows, columns], &device));
+        let mut before = 0;
+        let mut blocks = vec![];
+        for ((pair, own), (_, outputs)) in pairs.iter().zip(ranks).zip(parts) {
+            let b = pair.as_ref().map(|(_, b)| b.clone());
+            let row: Vec<_> = [zeros(*outputs, before), b, zeros(*outputs, rank - before - own)].into_iter().flatten().collect();
+            blocks.push(Tensor::cat(row, 1));
+            before += own;
+        }
+        Some((Tensor::cat(pairs.into_iter().flatten().map(|(a, _)| a).collect(), 0), Tensor::cat(blocks, 0)))
+    }
+
+    /// The low-rank terms `s·(x·Aᵀ)·Bᵀ` of projections side by side, each with a dropout of its own, or `None` where none has one.
+    pub(crate) fn delta(&self, parts: &[(String, usize)], x_nd: &Tensor<2>) -> Option<Tensor<2>> {
+        let [n, _] = x_nd.dims();
+        let term = |path: &String| {
+            let (a, b) = self.pair(path)?;
+            Some((x_nd.clone() * self.dropout_mask(path, x_nd)).matmul(a.transpose()).matmul(b.transpose()))
+        };
+        let terms: Vec<Option<Tensor<2>>> = parts.iter().map(|(path, _)| term(path)).collect();
+        terms.iter().any(Option::is_some).then(|| {
+            let device = x_nd.device().inner();
+            let all =
+                terms.into_iter().zip(parts).map(|(term, (_, outputs))| term.unwrap_or_else(|| Tensor::zeros([n, *outputs], &device)));
+            Tensor::cat(all.collect(), 1)
+        })
     }
 
     /// Zero with probability `dropout`, else `1 / (1 - dropout)`: inverted dropout, the same on every device for one seed.

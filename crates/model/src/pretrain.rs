@@ -6,6 +6,7 @@ use crate::arch::{self, ConfigError};
 use crate::block::Surroundings;
 use crate::frozen::{Frozen, LoadError, expected};
 use crate::lora::{Adapter, AdapterError, normal, random_for};
+use crate::ops::Kernels;
 use crate::optimizer::{self, Gradients};
 use crate::rows::Rows;
 use crate::spec::ModelSpec;
@@ -80,12 +81,12 @@ impl Pretrainer {
     fn run(&self, ids: &[u32], rows: &Rows, labels: &[i32], train: bool) -> Result<(EvalSums, Gradients), PretrainError> {
         let bound = self.weights.bind(train, 0);
         let model = Frozen::on(&self.spec, &bound.leaves, &self.device)?;
-        let around = Surroundings::new(&self.spec.block, rows, &self.device);
+        let around = Surroundings::new(&self.spec.block, rows, Kernels::Composed, &self.device);
         let mut hidden = model.embed(ids, rows);
         for index in 0..self.spec.blocks {
             hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bound);
         }
-        let loss = model.head().loss(hidden, rows, labels, &bound);
+        let loss = model.head().loss(Kernels::Composed, hidden, rows, labels, &bound);
         let mut gradients: Gradients = BTreeMap::new();
         if let (true, Some(mean)) = (train, loss.mean) {
             let mut taken = mean.backward();

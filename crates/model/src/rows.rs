@@ -1,14 +1,14 @@
-//! The layout of one batch: ragged sequences, and the rectangle they are computed in.
+//! The layout of one batch: sequences one after another, without padding, and who sees whom.
 //!
-//! Shapes: `b` rows, `t` tokens a row, `n` tokens of all sequences, `d` hidden, `v` vocabulary, `h` heads.
-//! On the wire and in the data a batch is ragged, `[n, d]`: padding never leaves this file.
+//! Shapes: `n` tokens of all sequences, `d` hidden, `v` vocabulary, `h` heads. Everything is computed ragged, `[n, d]`. Only attention
+//! composed from burn's own operations spreads its tokens over a rectangle of `b` rows of `t` tokens, and only this file knows it.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Added to a score that must not be seen; far below any real score, yet finite, so that a row of padding stays a number.
 const HIDDEN_SCORE: f32 = -1e30;
 
-/// How ragged sequences are placed in a rectangle `[b, t]`.
+/// The sequences of one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
     lengths: Vec<u32>,
@@ -33,7 +33,7 @@ pub enum RowsError {
 }
 
 impl Rows {
-    /// Lays out sequences of these lengths: one a row padded to the longest or, `packed`, all in one row without padding.
+    /// Sequences of these lengths. `packed` puts them into one row where composed attention needs a rectangle; the values are the same.
     pub fn new(lengths: &[u32], packed: bool, positions_max: usize) -> Result<Self, RowsError> {
         let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
         if lengths.is_empty() || lengths.contains(&0) {
@@ -60,75 +60,83 @@ impl Rows {
         self.lengths.iter().map(|&length| length as usize).sum()
     }
 
-    /// Rows `b`.
-    pub fn rows(&self) -> usize {
-        if self.packed { 1 } else { self.lengths.len() }
-    }
-
-    /// Tokens a row `t`.
-    pub fn width(&self) -> usize {
-        if self.packed { self.tokens() } else { self.lengths.iter().max().copied().unwrap_or(0) as usize }
-    }
-
-    /// Whether ragged and rectangle are the same memory.
-    pub fn is_dense(&self) -> bool {
-        self.tokens() == self.rows() * self.width()
-    }
-
-    /// Position in its sequence of each of a row's `t` tokens.
+    /// Position in its sequence of each of the `n` tokens.
     pub fn positions(&self) -> Vec<u32> {
-        if self.packed { self.lengths.iter().flat_map(|&length| 0..length).collect() } else { (0..self.width() as u32).collect() }
+        self.lengths.iter().flat_map(|&length| 0..length).collect()
     }
 
-    /// Place in the rectangle, `row * t + column`, of each of the `n` tokens.
-    pub fn places(&self) -> Vec<u32> {
-        if self.packed {
-            return (0..self.tokens() as u32).collect();
-        }
-        let width = self.width() as u32;
-        self.lengths.iter().zip(0u32..).flat_map(|(&length, row)| row * width..row * width + length).collect()
-    }
-
-    /// Place in the rectangle of the first token of each sequence.
+    /// The first token of each sequence.
     pub fn firsts(&self) -> Vec<u32> {
-        let width = self.width() as u32;
-        let mut start = 0;
         self.lengths
             .iter()
-            .zip(0u32..)
-            .map(|(&length, row)| {
-                let place = if self.packed { start } else { row * width };
-                start += length;
-                place
+            .scan(0, |next, &length| {
+                let first = *next;
+                *next += length;
+                Some(first)
             })
             .collect()
     }
 
-    /// Values of `n` tokens into the rectangle; padding holds `fill`.
-    pub fn spread<T: Copy>(&self, ragged: &[T], features: usize, fill: T) -> Vec<T> {
-        let mut rectangle = vec![fill; self.rows() * self.width() * features];
-        let mut from = 0;
-        for (place, &length) in self.firsts().into_iter().zip(&self.lengths) {
-            let (to, count) = (place as usize * features, length as usize * features);
-            rectangle[to..to + count].copy_from_slice(&ragged[from..from + count]);
-            from += count;
-        }
-        rectangle
+    /// For each token, the run of keys that it sees and the run of queries that may see it: `[first key, end, first query, end]`.
+    ///
+    /// Whatever the mask, causal or not, with or without a window, what one token sees is one run.
+    pub fn spans(&self, causal: bool, window: Option<usize>) -> Vec<[u32; 4]> {
+        let window = window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX);
+        let sequence = |(first, &length): (u32, &u32)| {
+            let end = first + length;
+            (first..end).map(move |i| {
+                let (before, after) = ((i + 1).saturating_sub(window).max(first), i.saturating_add(window).min(end));
+                if causal { [before, i + 1, i, after] } else { [before, after, before, after] }
+            })
+        };
+        self.firsts().into_iter().zip(&self.lengths).flat_map(sequence).collect()
     }
 
-    /// The `n` real tokens of `hidden_btd`, as `[n, d]`.
-    pub fn gather(&self, hidden_btd: Tensor<3>) -> Tensor<2> {
-        let [b, t, d] = hidden_btd.dims();
-        let flat = hidden_btd.reshape([b * t, d]);
+    /// Rows of the rectangle.
+    pub(crate) fn rows(&self) -> usize {
+        if self.packed { 1 } else { self.lengths.len() }
+    }
+
+    /// Tokens a row of the rectangle.
+    pub(crate) fn width(&self) -> usize {
+        if self.packed { self.tokens() } else { self.lengths.iter().max().copied().unwrap_or(0) as usize }
+    }
+
+    /// Whether ragged and rectangle are the same memory.
+    fn is_dense(&self) -> bool {
+        self.tokens() == self.rows() * self.width()
+    }
+
+    /// `[n, d]` into the rectangle `[b, t, d]`; padding repeats some token.
+    pub(crate) fn scatter(&self, x_nd: Tensor<2>) -> Tensor<3> {
+        let (b, t, d) = (self.rows(), self.width(), x_nd.dims()[1]);
+        if self.is_dense() {
+            return x_nd.reshape([b, t, d]);
+        }
+        let from: Vec<u32> = self
+            .firsts()
+            .into_iter()
+            .zip(&self.lengths)
+            .flat_map(|(first, &length)| (0..t as u32).map(move |i| first + i.min(length - 1)))
+            .collect();
+        let from = indices(&from, &x_nd.device().inner());
+        x_nd.select(0, from).reshape([b, t, d])
+    }
+
+    /// The `n` real tokens of the rectangle, `[n, d]`.
+    pub(crate) fn gather(&self, x_btd: Tensor<3>) -> Tensor<2> {
+        let [b, t, d] = x_btd.dims();
+        let flat = x_btd.reshape([b * t, d]);
         if self.is_dense() {
             return flat;
         }
-        let device = flat.device();
-        flat.select(0, indices(&self.places(), &device))
+        let places: Vec<u32> = self.lengths.iter().zip(0..).flat_map(|(&length, row)| row * t as u32..row * t as u32 + length).collect();
+        let device = flat.device().inner();
+        flat.select(0, indices(&places, &device))
     }
 
     /// What attention adds to its scores `[b or 1, 1, 1, t, t]` so that a token sees what it may; `None` where it may see all.
-    pub fn mask(&self, causal: bool, window: Option<usize>, device: &Device) -> Option<Tensor<5>> {
+    pub(crate) fn mask(&self, causal: bool, window: Option<usize>, device: &Device) -> Option<Tensor<5>> {
         let t = self.width();
         let window = window.filter(|&w| w < t).unwrap_or(usize::MAX);
         if !causal && self.is_dense() && !self.packed && window == usize::MAX {
@@ -170,19 +178,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn padded_rows_place_each_sequence_at_its_row() {
+    fn each_token_sees_its_own_sequence_back_to_the_window() {
         let rows = Rows::new(&[2, 3], false, 8).expect("fits");
-        assert_eq!((rows.rows(), rows.width(), rows.tokens()), (2, 3, 5));
-        assert_eq!(rows.places(), [0, 1, 3, 4, 5]);
-        assert_eq!(rows.spread(&[1, 2, 3, 4, 5], 1, 0), [1, 2, 0, 3, 4, 5]);
-    }
-
-    #[test]
-    fn packed_rows_restart_positions() {
-        let rows = Rows::new(&[2, 3], true, 8).expect("fits");
-        assert_eq!((rows.rows(), rows.width()), (1, 5));
-        assert_eq!(rows.positions(), [0, 1, 0, 1, 2]);
-        assert_eq!(rows.firsts(), [0, 2]);
+        assert_eq!((rows.tokens(), rows.positions(), rows.firsts()), (5, vec![0, 1, 0, 1, 2], vec![0, 2]));
+        assert_eq!(rows.spans(true, None), [[0, 1, 0, 2], [0, 2, 1, 2], [2, 3, 2, 5], [2, 4, 3, 5], [2, 5, 4, 5]]);
+        assert_eq!(rows.spans(true, Some(2))[4], [3, 5, 4, 5]);
+        assert_eq!(rows.spans(false, None)[2], [2, 5, 2, 5]);
+        assert_eq!(rows.spans(false, Some(2))[2], [2, 4, 2, 4]);
     }
 
     #[test]

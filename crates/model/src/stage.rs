@@ -70,7 +70,7 @@ pub enum Input<'a> {
     /// Token ids of all sequences, ragged `[n]`.
     Tokens(&'a [u32]),
     /// Hidden states from upstream; whether upstream wants the gradient.
-    Hidden(Tensor<3>, bool),
+    Hidden(Tensor<2>, bool),
 }
 
 /// How a step is run.
@@ -86,8 +86,8 @@ pub enum Mode {
 }
 
 struct Tape {
-    leaf: Option<Tensor<3>>,
-    output: Tensor<3>,
+    leaf: Option<Tensor<2>>,
+    output: Tensor<2>,
     adapter: Bound,
 }
 
@@ -129,8 +129,8 @@ impl Stage {
         &self.frozen
     }
 
-    /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[b, t, d]`, off the tape.
-    pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<3>, StageError> {
+    /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[n, d]`, off the tape.
+    pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<2>, StageError> {
         let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
         let result = output.clone().inner();
         if let Mode::Train { .. } = mode {
@@ -142,19 +142,19 @@ impl Stage {
         Ok(result)
     }
 
-    /// Spends the tape of `step` on the gradient of its output `[b, t, d]`; returns the gradient owed upstream, if it was wanted.
+    /// Spends the tape of `step` on the gradient of its output `[n, d]`; returns the gradient owed upstream, if it was wanted.
     ///
     /// Backward from a given gradient is that of the surrogate `sum(output · gradient)`.
-    pub fn backward(&mut self, step: StepId, gradient_btd: Tensor<3>) -> Result<Option<Tensor<3>>, StageError> {
+    pub fn backward(&mut self, step: StepId, gradient_nd: Tensor<2>) -> Result<Option<Tensor<2>>, StageError> {
         let tape = self.tapes.remove(&step).ok_or(StageError::NoTape { step })?;
-        let (found, expected) = (gradient_btd.dims(), tape.output.dims());
+        let (found, expected) = (gradient_nd.dims(), tape.output.dims());
         if found != expected {
             return Err(StageError::Shape { step, found: found.to_vec(), expected: expected.to_vec() });
         }
         if !tape.output.is_tracked() {
             return Ok(None); // Nothing below this point is trained.
         }
-        let surrogate = (tape.output * gradient_btd).sum();
+        let surrogate = (tape.output * gradient_nd).sum();
         Ok(self.differentiate(surrogate, tape.leaf, &tape.adapter))
     }
 
@@ -170,11 +170,11 @@ impl Stage {
         rows: &Rows,
         labels: &[i32],
         mode: Mode,
-    ) -> Result<(EvalSums, Option<Tensor<3>>), StageError> {
+    ) -> Result<(EvalSums, Option<Tensor<2>>), StageError> {
         self.check_labels(step, rows, labels)?;
         let (adapter, leaf, output) = self.run(step, blocks, input, rows, mode)?;
         let shape = output.dims();
-        let Loss { mean, sums } = self.frozen.head().loss(output, rows, labels, &adapter);
+        let Loss { mean, sums } = self.frozen.head().loss(self.frozen.kernels(), output, rows, labels, &adapter);
         if !sums.loss_sum.is_finite() {
             return Err(StageError::Diverged { step, loss: sums.loss_sum.to_string() });
         }
@@ -188,7 +188,7 @@ impl Stage {
     /// Logits of every token `[n, v]` or every sequence `[sequences, classes]`, ragged, on the host.
     pub fn logits(&self, blocks: Range<usize>, input: Input, rows: &Rows) -> Result<Vec<f32>, StageError> {
         let (adapter, _, output) = self.run(StepId(0), blocks, input, rows, Mode::Evaluate)?;
-        Ok(crate::lora::download(self.frozen.head().logits(output, rows, &adapter)))
+        Ok(crate::lora::download(self.frozen.head().logits(self.frozen.kernels(), output, rows, &adapter)))
     }
 
     /// Gradients of the last backward pass, by key; they wait for [`Stage::update`].
@@ -218,21 +218,21 @@ impl Stage {
         input: Input,
         rows: &Rows,
         mode: Mode,
-    ) -> Result<(Bound, Option<Tensor<3>>, Tensor<3>), StageError> {
+    ) -> Result<(Bound, Option<Tensor<2>>, Tensor<2>), StageError> {
         let (train, dropout_seed) = match mode {
             Mode::Train { dropout_seed } => (true, dropout_seed),
             Mode::Evaluate => (false, 0),
         };
         let adapter = self.adapter.bind(train, dropout_seed);
         let (leaf, mut hidden) = self.enter(step, input, rows, train)?;
-        let around = Surroundings::new(&self.frozen.spec().block, rows, self.frozen.device());
+        let around = Surroundings::new(&self.frozen.spec().block, rows, self.frozen.kernels(), self.frozen.device());
         for index in blocks {
             hidden = self.frozen.block(index).forward(&self.frozen.spec().block, hidden, &around, &adapter);
         }
         Ok((adapter, leaf, hidden))
     }
 
-    fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<3>>, Tensor<3>), StageError> {
+    fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<2>>, Tensor<2>), StageError> {
         match input {
             Input::Tokens(ids) => {
                 let vocab = self.frozen.spec().vocab;
@@ -245,7 +245,7 @@ impl Stage {
                 Ok((None, self.frozen.embed(ids, rows)))
             }
             Input::Hidden(hidden, wanted) => {
-                let expected = [rows.rows(), rows.width(), self.frozen.spec().hidden];
+                let expected = [rows.tokens(), self.frozen.spec().hidden];
                 if hidden.dims() != expected {
                     return Err(StageError::Shape { step, found: hidden.dims().to_vec(), expected: expected.to_vec() });
                 }
@@ -270,7 +270,7 @@ impl Stage {
         }
     }
 
-    fn differentiate(&mut self, loss: Tensor<1>, leaf: Option<Tensor<3>>, adapter: &Bound) -> Option<Tensor<3>> {
+    fn differentiate(&mut self, loss: Tensor<1>, leaf: Option<Tensor<2>>, adapter: &Bound) -> Option<Tensor<2>> {
         let mut taken = loss.backward();
         for (key, parameter) in &adapter.leaves {
             if let Some(gradient) = parameter.grad_remove(&mut taken) {

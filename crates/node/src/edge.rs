@@ -150,7 +150,7 @@ impl Edge {
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         if !seat.head {
             let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
-            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden, &rows));
+            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden));
             if train {
                 seat.doing.insert(step, (clock, rows));
             }
@@ -161,7 +161,7 @@ impl Edge {
             seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
             stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
         }
-        Ok(self.answer(frame, gradient.filter(|_| train), sums, &rows))
+        Ok(self.answer(frame, gradient.filter(|_| train), sums))
     }
 
     /// Answers the gradient of a U-shaped step with the gradient at the cut.
@@ -174,7 +174,7 @@ impl Edge {
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         let upstream = stage.backward(tape_of(client, step), gradient)?;
         stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
-        Ok(self.answer(opened, upstream, EvalSums::default(), &rows))
+        Ok(self.answer(opened, upstream, EvalSums::default()))
     }
 
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.
@@ -191,9 +191,9 @@ impl Edge {
             .collect()
     }
 
-    fn answer(&self, opened: &Frame, gradient: Option<Tensor<3>>, sums: EvalSums, rows: &Rows) -> Frame {
+    fn answer(&self, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Frame {
         match gradient {
-            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient, rows)),
+            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient)),
             None => Frame::done(&opened.header, sums),
         }
     }
@@ -209,8 +209,8 @@ impl Edge {
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
     }
 
-    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<3>, NodeError> {
-        encoding::decode(frame.header.encoding, &frame.payload, rows, self.frozen.spec().hidden, self.frozen.device())
+    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
+        encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
             .map_err(|source| NodeError::Tensor { step, source })
     }
 }

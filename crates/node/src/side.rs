@@ -114,7 +114,7 @@ impl ClientSide {
             .with_if(FrameFlags::PACKED, doing.rows.is_packed());
         let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
         let width = self.front.frozen().spec().hidden as u32;
-        let payload = encoding::encode(self.agreed.activations, hidden, &doing.rows);
+        let payload = encoding::encode(self.agreed.activations, hidden);
         Ok(Frame::forward(doing.step, round, flags, self.agreed.activations, width, doing.batch.lengths.clone(), labels, payload))
     }
 
@@ -125,7 +125,7 @@ impl ClientSide {
         let tail = self.tail.as_mut().expect("only a U-shaped client is sent hidden states");
         let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
         let gradient = gradient.filter(|_| doing.train).map(|gradient| {
-            let payload = encoding::encode(self.agreed.gradients, gradient, &doing.rows);
+            let payload = encoding::encode(self.agreed.gradients, gradient);
             Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload)
         });
         Ok((sums, gradient))
@@ -154,9 +154,9 @@ impl ClientSide {
         }
     }
 
-    fn read(&self, doing: &Doing, frame: &Frame) -> Result<Tensor<3>, NodeError> {
+    fn read(&self, doing: &Doing, frame: &Frame) -> Result<Tensor<2>, NodeError> {
         let frozen = self.front.frozen();
-        encoding::decode(frame.header.encoding, &frame.payload, &doing.rows, frozen.spec().hidden, frozen.device())
+        encoding::decode(frame.header.encoding, &frame.payload, doing.rows.tokens(), frozen.spec().hidden, frozen.device())
             .map_err(|source| NodeError::Tensor { step: doing.step, source })
     }
 }

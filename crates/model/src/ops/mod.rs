@@ -1,31 +1,88 @@
-//! The fused operations of a training step: one trait, routed by burn's dispatch to the backend a tensor lives on.
+//! The fused operations of a block: one trait that each backend implements, and its face on tensors.
+//!
+//! Burn routes a call to the CPU (`flex/`), to CubeCL (`cube/`: wgpu and CUDA) or, where gradients are taken, to `autodiff.rs`,
+//! which pairs each operation with its hand-written backward. `composed.rs` is the same mathematics from burn's own operations: the
+//! reference of every test, and what runs where weights themselves are trained.
+//!
+//! Everything is ragged: `n` tokens of all sequences stand one after another, `[n, features]`, without padding.
 
-use crate::spec::Activation;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, backend_extension};
-
+mod autodiff;
+pub(crate) mod composed;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod cube;
+
+#[allow(unsafe_code, reason = "vector instructions, and threads that write disjoint parts of one tensor")]
 mod flex;
 
-/// How attention's columns split into heads.
-#[derive(Clone, Copy, Debug)]
+#[cfg(test)]
+mod tests;
+
+use crate::block::Surroundings;
+use crate::spec::{Activation, BlockSpec};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::tensor::{Device, Int, Tensor};
+
+/// A tensor that an operation can do without.
+#[derive(Clone, Debug, ExtensionType)]
+pub(crate) enum Maybe<B: Backend> {
+    /// There.
+    Some(FloatTensor<B>),
+    /// Absent.
+    None,
+}
+
+/// Query heads, key and value heads, and features per head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heads {
-    /// Query heads.
     pub query: usize,
-    /// Key/value heads; each serves `query / kv` query heads.
     pub kv: usize,
-    /// Features per head.
     pub dim: usize,
 }
 
-#[backend_extension(Flex, Cube: cfg(any(feature = "wgpu", feature = "cuda")))]
-#[allow(dead_code)]
+impl Heads {
+    /// Columns of queries, keys and values side by side.
+    pub fn columns(self) -> usize {
+        (self.query + 2 * self.kv) * self.dim
+    }
+}
+
+/// Operations that a backend computes in one piece. Those named `_backward` are called by `autodiff.rs` alone.
+#[backend_extension(Flex, Autodiff, Cube: cfg(any(feature = "wgpu", feature = "cuda")))]
 pub(crate) trait Fused: Backend {
+    /// `x·W + low·up + bias + residual`: `x [n, in]`, `W [in, out]`, `low [n, r]`, `up [r, out]`; each of the last four may be absent.
+    fn affine(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] low: Maybe<Self>,
+        #[extension_type] up: Maybe<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        #[extension_type] residual: Maybe<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// A frozen projection and its adapter (Hu et al. 2021): `x·W + (x·Aᵀ)·Bᵀ + bias + residual`, with `A [r, in]` and `B [out, r]`, the
+    /// scale already in `B`. Gradients flow to `x`, `residual`, `A` and `B`.
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        #[extension_type] a: Maybe<Self>,
+        #[extension_type] b: Maybe<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// `x / sqrt(mean(x²) + ε) · w` of each row (Zhang and Sennrich 2019).
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    /// Gradient of `x`.
     fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+
+    /// `(x - mean) / sqrt(var + ε) · w + b` of each row (Ba et al. 2016).
     fn layer_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    /// Gradient of `x`.
     fn layer_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+
+    /// In each of the first `turned` heads of `x [n, heads·e]`, rotates feature pairs `(i, i + e/2)` by the token's angle, whose cosine and
+    /// sine are `[n, e/2]` (Su et al. 2021); by minus the angle if `inverse`, which is its backward. Other columns stay.
     fn rotary(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -34,19 +91,168 @@ pub(crate) trait Fused: Backend {
         head_dim: usize,
         inverse: bool,
     ) -> FloatTensor<Self>;
+
+    /// `act(gate)·up` of `both = [gate | up]`, `[n, 2f]` to `[n, f]` (Shazeer 2020).
     fn gated(both: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+    /// Gradient of `both`.
     fn gated_backward(both: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    /// `act(x)`.
     fn activate(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+    /// Gradient of `x`.
     fn activate_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    /// Softmax attention without a score matrix (Dao et al. 2022), queries grouped over keys (Ainslie et al. 2023).
+    ///
+    /// `qkv [n, (h + 2k)·e]` holds queries, keys and values side by side. Token `i` sees the keys `spans[i][0]..spans[i][1]`, never
+    /// none; the queries that may see key `j` lie within `spans[j][2]..spans[j][3]`. Returns `[n, h·e]` and, for the backward,
+    /// the logarithm of each softmax's denominator, `[n, h]`.
     fn attention(qkv: FloatTensor<Self>, spans: IntTensor<Self>, heads: Heads, scale: f32) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// Gradient of `qkv`.
     fn attention_backward(
         qkv: FloatTensor<Self>,
         spans: IntTensor<Self>,
         out: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         heads: Heads,
         scale: f32,
     ) -> FloatTensor<Self>;
+
+    /// Softmax cross-entropy of some rows: of `logits [c, v]` and the classes `targets [c]`, each row's loss `[c]`, its likeliest class
+    /// `[c]`, and `softmax(logits) - onehot(target)`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
+
+    /// Loss `[n]` of each row of `x·tableᵀ`, the likeliest class as a float `[n]`, and, if `with_grad`, the loss's gradient by that row of
+    /// `x`, `[n, d]`. Rows go a chunk at a time, so that no `[n, vocab]` tensor ever stands.
+    fn projected_loss(
+        x: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        with_grad: bool,
+    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
 }
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for Maybe<B> {
+    fn from(x: Option<FloatTensor<B>>) -> Self {
+        x.map_or(Maybe::None, Maybe::Some)
+    }
+}
+
+/// `linear` from two `affine`s, for backends without better.
+fn linear_by_affine<B: Fused>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Maybe<B>,
+    residual: Maybe<B>,
+    a: Maybe<B>,
+    b: Maybe<B>,
+) -> FloatTensor<B> {
+    match (a, b) {
+        (Maybe::Some(a), Maybe::Some(b)) => {
+            let low = B::affine(x.clone(), B::float_transpose(a), Maybe::None, Maybe::None, Maybe::None, Maybe::None);
+            B::affine(x, weight, Maybe::Some(low), Maybe::Some(B::float_transpose(b)), bias, residual)
+        }
+        _ => B::affine(x, weight, Maybe::None, Maybe::None, bias, residual),
+    }
+}
+
+fn maybe<const D: usize>(x: Option<Tensor<D>>) -> Maybe<Dispatch> {
+    x.map(Tensor::into_dispatch).into()
+}
+
+/// What computes the operations of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// In one piece each, with a backward of their own; frozen weights only.
+    #[default]
+    Fused,
+    /// From burn's own operations: slower, and able to train any weight.
+    Composed,
+}
+
+/// Whether `device` is burn's CPU.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Each takes what its namesake in [`Fused`] takes.
+impl Kernels {
+    /// The fastest on `device`.
+    pub fn on(device: &Device) -> Self {
+        if is_cpu(device) { Self::Fused } else { Self::Composed }
+    }
+
+    pub(crate) fn linear(
+        self,
+        x_nd: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        residual: Option<Tensor<2>>,
+        factors: Option<(Tensor<2>, Tensor<2>)>,
+    ) -> Tensor<2> {
+        if self == Self::Composed {
+            return composed::linear(x_nd, weight, bias, residual, factors);
+        }
+        let (a, b) = factors.unzip();
+        let (x, weight) = (x_nd.into_dispatch(), weight.into_dispatch());
+        Tensor::from_dispatch(Dispatch::linear(x, weight, maybe(bias), maybe(residual), maybe(a), maybe(b)))
+    }
+
+    /// A root-mean-square norm, or with a bias a layer norm.
+    pub(crate) fn norm(self, x_nd: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, epsilon: f64) -> Tensor<2> {
+        if self == Self::Composed {
+            return composed::norm(x_nd, weight, bias, epsilon);
+        }
+        let (x, weight, epsilon) = (x_nd.into_dispatch(), weight.into_dispatch(), epsilon as f32);
+        Tensor::from_dispatch(match bias {
+            None => Dispatch::rms_norm(x, weight, epsilon),
+            Some(bias) => Dispatch::layer_norm(x, weight, bias.into_dispatch(), epsilon),
+        })
+    }
+
+    pub(crate) fn rotary(self, x_nc: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>, turned: usize, head_dim: usize) -> Tensor<2> {
+        if self == Self::Composed {
+            return composed::rotary(x_nc, cos, sin, turned, head_dim);
+        }
+        let (x, cos, sin) = (x_nc.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
+        Tensor::from_dispatch(Dispatch::rotary(x, cos, sin, turned, head_dim, false))
+    }
+
+    pub(crate) fn gated(self, both: Tensor<2>, activation: Activation) -> Tensor<2> {
+        match self {
+            Self::Composed => composed::gated(both, activation),
+            Self::Fused => Tensor::from_dispatch(Dispatch::gated(both.into_dispatch(), activation)),
+        }
+    }
+
+    pub(crate) fn activate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        match self {
+            Self::Composed => composed::activate(x, activation),
+            Self::Fused => Tensor::from_dispatch(Dispatch::activate(x.into_dispatch(), activation)),
+        }
+    }
+
+    /// With scores scaled by `1/√e`.
+    pub(crate) fn attention(self, qkv: Tensor<2>, spec: &BlockSpec, around: &Surroundings, heads: Heads) -> Tensor<2> {
+        if self == Self::Composed {
+            return composed::attention(qkv, &around.rows, spec.causal, spec.window, heads);
+        }
+        let scale = 1.0 / (heads.dim as f32).sqrt();
+        let (out, _) = Dispatch::attention(qkv.into_dispatch(), around.spans.clone().into_dispatch(), heads, scale);
+        Tensor::from_dispatch(out)
+    }
+
+    /// Loss of each row of `x·tableᵀ`, and its likeliest class.
+    pub(crate) fn projected_loss(self, x_nd: Tensor<2>, table_vd: Tensor<2>, targets: Tensor<1, Int>) -> (Tensor<1>, Tensor<1, Int>) {
+        if self == Self::Composed {
+            return composed::projected_loss(x_nd, table_vd, targets);
+        }
+        let (x, table, targets) = (x_nd.into_dispatch(), table_vd.into_dispatch(), targets.into_dispatch());
+        let (losses, best, _) = Dispatch::projected_loss(x, table, targets, false);
+        (Tensor::from_dispatch(losses), Tensor::from_dispatch(best))
+    }
+}
+
+/// GFLOP/s that the CPU gives a plain matrix product; see `cutlayer bench step`.
+pub(crate) use flex::gemm_gflops as cpu_gemm_gflops;

@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use cubecl::server::CubeCountSelection;
 
 /// Widest vector a kernel reads or writes: WGSL has none wider.
-const VECTOR_MAX: usize = 4;
+pub(super) const VECTOR_MAX: usize = 4;
 
 /// A matrix on the device whose rows lie `stride` elements apart, each contiguous: CUDA's pitched allocations are read in place.
 pub(super) struct Matrix {

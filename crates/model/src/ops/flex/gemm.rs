@@ -1,0 +1,329 @@
+//! Matrix products on the CPU: `C = init + Σ A·B` over a few terms, in f32.
+//!
+//! A LoRA projection is one product of two terms, `x·W + low·up`, so that the low-rank term costs its share of the contraction and no pass
+//! over memory. Where the machine has AVX-512 the kernel is ours: panels of 48 columns of `B` are packed into the first-level cache
+//! (transposed on the way where `B` is stored so), and `A` is read where it lies. Elsewhere it is the `gemm` crate's.
+
+use rayon::prelude::*;
+use std::marker::PhantomData;
+
+/// Rows of a tile of `C`.
+const TILE_ROWS: usize = 8;
+/// Columns of a packed panel: three vectors of 16.
+const PANEL: usize = 48;
+/// Depth of a packed panel; 144 x 48 floats are 27 KiB of a first-level cache of 32 or 48.
+const DEPTH: usize = 144;
+/// Contraction in one sweep over `C`: bounds how much of `A` must stay in the shared cache.
+const SWEEP: usize = 3072;
+/// Fewest rows worth a task of their own.
+const TASK_ROWS: usize = 32;
+
+/// A matrix somewhere in memory: element `(i, j)` at `i·rs + j·cs`.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    at: *const f32,
+    pub rows: usize,
+    pub cols: usize,
+    rs: usize,
+    cs: usize,
+    lives: PhantomData<&'a [f32]>,
+}
+
+// SAFETY: a shared view of floats; `new` ties it to the slice it looks at.
+unsafe impl Send for Matrix<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Matrix<'_> {}
+
+impl<'a> Matrix<'a> {
+    /// A view of `data`; panics where it would reach beyond.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, rs: usize, cs: usize) -> Self {
+        assert!(rows == 0 || cols == 0 || (rows - 1) * rs + (cols - 1) * cs < data.len(), "a {rows} x {cols} view reaches beyond its data");
+        Self { at: data.as_ptr(), rows, cols, rs, cs, lives: PhantomData }
+    }
+
+    /// The same memory, rows for columns.
+    pub fn transposed(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs, ..self }
+    }
+
+    fn skip(self, rows: usize, cols: usize) -> *const f32 {
+        // SAFETY: callers stay within `rows` and `cols`, which `new` checked.
+        unsafe { self.at.add(rows * self.rs + cols * self.cs) }
+    }
+}
+
+/// What `C` starts from.
+#[derive(Clone, Copy)]
+pub(super) enum Init<'a> {
+    /// Nothing.
+    Zero,
+    /// What it holds.
+    Keep,
+    /// The same row everywhere: a bias.
+    Row(&'a [f32]),
+    /// Another matrix, dense: a residual.
+    Dense(&'a [f32]),
+}
+
+/// One `A·B`.
+pub(super) type Term<'a> = (Matrix<'a>, Matrix<'a>);
+
+/// Memory of `C` that tasks share: each writes rows and columns of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub at: *mut f32,
+    pub rs: usize,
+}
+
+// SAFETY: tasks write disjoint parts.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+/// `init + Σ A·B` as a new dense matrix of `m x n`, on all threads.
+pub(super) fn product(m: usize, n: usize, terms: &[Term], init: Init) -> Vec<f32> {
+    let mut out = Vec::with_capacity(m * n);
+    let target = Target { at: out.as_mut_ptr(), rs: n };
+    assert!(!matches!(init, Init::Keep), "a new matrix holds nothing");
+    // SAFETY: `target` has room for m x n; every element of it is written before the length is set.
+    unsafe {
+        fill(m, n, terms, init, target);
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// `c += Σ A·B`, on all threads.
+pub(super) fn accumulate(c: &mut [f32], m: usize, n: usize, terms: &[Term]) {
+    assert_eq!(c.len(), m * n, "C is m x n");
+    // SAFETY: `c` holds m x n initialised floats and is ours alone.
+    unsafe { fill(m, n, terms, Init::Keep, Target { at: c.as_mut_ptr(), rs: n }) }
+}
+
+/// # Safety
+/// `c` must be writable for `m` rows of `n` floats, and hold them if `init` is `Keep`.
+unsafe fn fill(m: usize, n: usize, terms: &[Term], init: Init, c: Target) {
+    check(m, n, terms, init, c.rs);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    let columns = panel_width(n);
+    let panels = n.div_ceil(columns);
+    let splits = (4 * threads).div_ceil(panels).min(m.div_ceil(TASK_ROWS));
+    let rows = m.div_ceil(splits).next_multiple_of(TILE_ROWS);
+    let tasks: Vec<(usize, usize)> = (0..n).step_by(columns).flat_map(|j| (0..m).step_by(rows).map(move |i| (i, j))).collect();
+    for (sweep, (terms, init)) in sweeps(terms, init).into_iter().enumerate() {
+        debug_assert!(sweep == 0 || matches!(init, Init::Keep));
+        // SAFETY: each task writes its own rows and columns of `c`.
+        let one = |&(i, j): &(usize, usize)| unsafe { block(i..m.min(i + rows), j..n.min(j + columns), &terms, init, c) };
+        if threads == 1 || m * n < 4096 { tasks.iter().for_each(one) } else { tasks.par_iter().for_each(one) }
+    }
+}
+
+/// The product a sweep of the contraction at a time; only the first starts from `init`.
+fn sweeps<'a>(terms: &[Term<'a>], init: Init<'a>) -> Vec<(Vec<Term<'a>>, Init<'a>)> {
+    let mut sweeps: Vec<(Vec<Term>, Init)> = vec![(vec![], init)];
+    let mut room = SWEEP;
+    for &(a, b) in terms {
+        let mut done = 0;
+        while done < a.cols {
+            if room == 0 {
+                sweeps.push((vec![], Init::Keep));
+                room = SWEEP;
+            }
+            let depth = room.min(a.cols - done);
+            let part = (Matrix { at: a.skip(0, done), cols: depth, ..a }, Matrix { at: b.skip(done, 0), rows: depth, ..b });
+            sweeps.last_mut().expect("starts with one").0.push(part);
+            (done, room) = (done + depth, room - depth);
+        }
+    }
+    sweeps
+}
+
+fn check(m: usize, n: usize, terms: &[Term], init: Init, row: usize) {
+    for (a, b) in terms {
+        assert!(a.rows == m && b.cols == n && a.cols == b.rows, "{}x{} by {}x{} is not {m}x{n}", a.rows, a.cols, b.rows, b.cols);
+        assert!(b.rs == 1 || b.cs == 1 || b.rows <= 1 || b.cols <= 1, "B is dense in one direction");
+    }
+    match init {
+        Init::Zero | Init::Keep => {}
+        Init::Row(values) => assert_eq!(values.len(), n, "a bias has n values"),
+        Init::Dense(values) => assert!(values.len() == m * n && row == n, "a residual is m x n"),
+    }
+}
+
+/// Even panels of whole vectors.
+fn panel_width(n: usize) -> usize {
+    n.div_ceil(n.div_ceil(PANEL)).next_multiple_of(16)
+}
+
+/// Part `rows x columns` of a product, on this thread.
+///
+/// # Safety
+/// The part of `c` must be writable, nobody else's, and hold values if `init` is `Keep`; shapes must have been checked.
+unsafe fn block(rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, terms: &[Term], init: Init, c: Target) {
+    // SAFETY: within `c`, as the caller promises.
+    let at = unsafe { c.at.add(rows.start * c.rs + columns.start) };
+    let (m, n) = (rows.len(), columns.len());
+    let parts: Vec<Term> = terms
+        .iter()
+        .map(|&(a, b)| (Matrix { at: a.skip(rows.start, 0), rows: m, ..a }, Matrix { at: b.skip(0, columns.start), cols: n, ..b }))
+        .collect();
+    let start = match init {
+        Init::Zero => Start { at: std::ptr::null(), rs: 0 },
+        Init::Keep => Start { at, rs: c.rs },
+        Init::Row(values) => Start { at: values[columns].as_ptr(), rs: 0 },
+        Init::Dense(values) => Start { at: values[rows.start * c.rs + columns.start..].as_ptr(), rs: c.rs },
+    };
+    // SAFETY: as the caller promises.
+    unsafe { panel(m, n, &parts, start, Target { at, rs: c.rs }) }
+}
+
+/// `C = init + A·B` of any width on this thread: what attention is made of.
+///
+/// # Safety
+/// `c` must be writable for `a.rows` rows of `b.cols` floats, nobody else's, and hold them if `keep`.
+pub(super) unsafe fn small(a: Matrix, b: Matrix, keep: bool, c: Target) {
+    let columns = panel_width(b.cols);
+    for j in (0..b.cols).step_by(columns) {
+        let init = if keep { Init::Keep } else { Init::Zero };
+        // SAFETY: as the caller promises.
+        unsafe { block(0..a.rows, j..b.cols.min(j + columns), &[(a, b)], init, c) }
+    }
+}
+
+/// Where a panel of `C` starts from; null for zero.
+#[derive(Clone, Copy)]
+struct Start {
+    at: *const f32,
+    rs: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_own_kernel() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn has_own_kernel() -> bool {
+    false
+}
+
+/// # Safety
+/// As `block`.
+unsafe fn panel(m: usize, n: usize, terms: &[Term], start: Start, c: Target) {
+    #[cfg(target_arch = "x86_64")]
+    if has_own_kernel() {
+        // SAFETY: the machine has AVX-512; the rest as the caller promises.
+        return unsafe { super::gemm_avx512::panel(m, n, terms, start.at, start.rs, c) };
+    }
+    // SAFETY: as the caller promises.
+    unsafe { panel_by_crate(m, n, terms, start, c) }
+}
+
+/// # Safety
+/// As `block`.
+unsafe fn panel_by_crate(m: usize, n: usize, terms: &[Term], start: Start, c: Target) {
+    for i in 0..m {
+        for j in 0..n {
+            // SAFETY: within C and its start.
+            unsafe {
+                let value = if start.at.is_null() { 0.0 } else { *start.at.add(i * start.rs + j) };
+                *c.at.add(i * c.rs + j) = value;
+            }
+        }
+    }
+    for (a, b) in terms {
+        let strides = |x: &Matrix| (x.cs as isize, x.rs as isize);
+        let ((acs, ars), (bcs, brs)) = (strides(a), strides(b));
+        // SAFETY: shapes were checked; C was just written.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                a.cols,
+                c.at,
+                1,
+                c.rs as isize,
+                true,
+                a.at,
+                acs,
+                ars,
+                b.at,
+                bcs,
+                brs,
+                1.0f32,
+                1.0f32,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+}
+
+impl Matrix<'_> {
+    pub(super) fn raw(&self) -> (*const f32, usize, usize) {
+        (self.at, self.rs, self.cs)
+    }
+}
+
+pub(super) const fn sizes() -> (usize, usize, usize) {
+    (TILE_ROWS, PANEL, DEPTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    fn random(count: usize, seed: u64) -> Vec<f32> {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..count).map(|_| random.random_range(-1.0..1.0)).collect()
+    }
+
+    fn plain(m: usize, n: usize, terms: &[Term], start: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+        let value = |x: &Matrix, i: usize, j: usize| f64::from(unsafe { *x.at.add(i * x.rs + j * x.cs) });
+        let sum = |i: usize, j: usize| {
+            terms.iter().map(|(a, b)| (0..a.cols).map(|k| value(a, i, k) * value(b, k, j)).sum::<f64>()).sum::<f64>()
+                + f64::from(start(i, j))
+        };
+        (0..m).flat_map(|i| (0..n).map(move |j| (i, j))).map(|(i, j)| sum(i, j) as f32).collect()
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32], depth: usize) {
+        for (at, (x, y)) in found.iter().zip(expected).enumerate() {
+            assert!((x - y).abs() < 2e-6 * (depth as f32 + 8.0), "element {at}: {x} is not {y}");
+        }
+    }
+
+    #[test]
+    fn every_shape_and_layout_gives_the_plain_sum() {
+        for (case, &(m, n, k, r)) in
+            [(1, 1, 1, 1), (8, 48, 144, 8), (7, 50, 145, 3), (33, 16, 300, 16), (64, 131, 97, 8), (5, 257, 3100, 2)].iter().enumerate()
+        {
+            let seed = case as u64;
+            let (x, w, low, up) = (random(m * k, seed), random(k * n, seed + 10), random(m * r, seed + 20), random(r * n, seed + 30));
+            let (bias, residual) = (random(n, seed + 40), random(m * n, seed + 50));
+            for transposed in [false, true] {
+                let b = if transposed { Matrix::new(&w, n, k, k, 1).transposed() } else { Matrix::new(&w, k, n, n, 1) };
+                let a = if transposed { Matrix::new(&x, k, m, m, 1).transposed() } else { Matrix::new(&x, m, k, k, 1) };
+                let terms = [(a, b), (Matrix::new(&low, m, r, r, 1), Matrix::new(&up, r, n, n, 1))];
+                assert_close(&product(m, n, &terms, Init::Zero), &plain(m, n, &terms, |_, _| 0.0), k);
+                assert_close(&product(m, n, &terms, Init::Row(&bias)), &plain(m, n, &terms, |_, j| bias[j]), k);
+                let with_residual = plain(m, n, &terms, |i, j| residual[i * n + j]);
+                assert_close(&product(m, n, &terms, Init::Dense(&residual)), &with_residual, k);
+                let mut kept = residual.clone();
+                accumulate(&mut kept, m, n, &terms);
+                assert_close(&kept, &with_residual, k);
+                let mut by_crate = vec![0.0; m * n];
+                unsafe {
+                    panel_by_crate(m, n, &terms, Start { at: residual.as_ptr(), rs: n }, Target { at: by_crate.as_mut_ptr(), rs: n });
+                }
+                assert_close(&by_crate, &with_residual, k);
+            }
+        }
+    }
+}

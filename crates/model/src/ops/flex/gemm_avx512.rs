@@ -1,0 +1,209 @@
+//! The AVX-512 kernel of `gemm.rs`: one panel of `C`, at most 48 columns wide, in tiles of 8 rows held in 24 registers.
+
+use super::gemm::{Target, Term, sizes};
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+
+const TILE_ROWS: usize = sizes().0;
+const PANEL: usize = sizes().1;
+const DEPTH: usize = sizes().2;
+
+#[repr(align(64))]
+struct Packed([f32; DEPTH * PANEL]);
+
+thread_local! {
+    static PACKED: RefCell<Box<Packed>> = RefCell::new(Box::new(Packed([0.0; DEPTH * PANEL])));
+}
+
+/// A tile's place: `A`, the packed panel, where `C` starts from (null for zero), and `C`.
+#[derive(Clone, Copy)]
+struct Tile {
+    depth: usize,
+    a: *const f32,
+    a_rs: usize,
+    a_cs: usize,
+    b: *const f32,
+    start: *const f32,
+    start_rs: usize,
+    c: *mut f32,
+    c_rs: usize,
+    /// Columns in use of the last vector.
+    mask: __mmask16,
+}
+
+/// `m` rows of `n <= 48` columns: `C = start + Σ A·B`.
+///
+/// # Safety
+/// Needs AVX-512F. `c` and, unless null, `start` must reach over `m` rows of `n`, and the terms fit them.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32, start_rs: usize, c: Target) {
+    let rest = n % 16;
+    let mask: __mmask16 = if rest == 0 { 0xffff } else { (1 << rest) - 1 };
+    let (mut start, mut start_rs) = (start, start_rs);
+    PACKED.with_borrow_mut(|packed| {
+        let packed = packed.0.as_mut_ptr();
+        for (a, b) in terms {
+            let k = a.cols;
+            if k == 0 {
+                continue;
+            }
+            let (a_at, a_rs, a_cs) = a.raw();
+            let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(16).min(DEPTH);
+            for from in (0..k).step_by(depth) {
+                let depth = depth.min(k - from);
+                // SAFETY: within the views; the buffer holds DEPTH x PANEL.
+                unsafe {
+                    pack(b.raw(), from, depth, n, packed);
+                    let a = a_at.add(from * a_cs);
+                    let tile = Tile { depth, a, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask };
+                    match n.div_ceil(16) {
+                        1 => rows::<1>(m, tile),
+                        2 => rows::<2>(m, tile),
+                        _ => rows::<3>(m, tile),
+                    }
+                }
+                (start, start_rs) = (c.at, c.rs);
+            }
+        }
+    });
+}
+
+/// # Safety
+/// As `panel`.
+#[target_feature(enable = "avx512f")]
+unsafe fn rows<const V: usize>(m: usize, tile: Tile) {
+    let at = |i: usize| {
+        // SAFETY: row i of m.
+        unsafe {
+            let start = if tile.start.is_null() { tile.start } else { tile.start.add(i * tile.start_rs) };
+            Tile { a: tile.a.add(i * tile.a_rs), start, c: tile.c.add(i * tile.c_rs), ..tile }
+        }
+    };
+    let whole = m - m % TILE_ROWS;
+    // SAFETY: as the caller promises.
+    unsafe {
+        for i in (0..whole).step_by(TILE_ROWS) {
+            kernel::<TILE_ROWS, V>(at(i));
+        }
+        match m - whole {
+            0 => {}
+            1 => kernel::<1, V>(at(whole)),
+            2 => kernel::<2, V>(at(whole)),
+            3 => kernel::<3, V>(at(whole)),
+            4 => kernel::<4, V>(at(whole)),
+            5 => kernel::<5, V>(at(whole)),
+            6 => kernel::<6, V>(at(whole)),
+            _ => kernel::<7, V>(at(whole)),
+        }
+    }
+}
+
+/// `R` rows by `V` vectors.
+///
+/// # Safety
+/// As `panel`.
+#[target_feature(enable = "avx512f")]
+unsafe fn kernel<const R: usize, const V: usize>(tile: Tile) {
+    let mask = |v: usize| if v + 1 == V { tile.mask } else { 0xffff };
+    let mut sums = [[_mm512_setzero_ps(); V]; R];
+    // SAFETY: the masks keep every access within the views.
+    unsafe {
+        if !tile.start.is_null() {
+            for i in 0..R {
+                for v in 0..V {
+                    sums[i][v] = _mm512_maskz_loadu_ps(mask(v), tile.start.add(i * tile.start_rs + 16 * v));
+                }
+            }
+        }
+        let (mut a, mut b) = (tile.a, tile.b);
+        for _ in 0..tile.depth {
+            let mut columns = [_mm512_setzero_ps(); V];
+            for (v, column) in columns.iter_mut().enumerate() {
+                *column = _mm512_load_ps(b.add(16 * v));
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(i * tile.a_rs));
+                for v in 0..V {
+                    sums[v] = _mm512_fmadd_ps(x, columns[v], sums[v]);
+                }
+            }
+            (a, b) = (a.wrapping_add(tile.a_cs), b.wrapping_add(PANEL));
+        }
+        for i in 0..R {
+            for v in 0..V {
+                _mm512_mask_storeu_ps(tile.c.add(i * tile.c_rs + 16 * v), mask(v), sums[i][v]);
+            }
+        }
+    }
+}
+
+/// Copies `depth x n` of `B`, from row `from`, into the panel; vectors are filled up with zeros.
+///
+/// # Safety
+/// Within the view and the buffer.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32) {
+    let mask = |left: usize| -> __mmask16 { if left >= 16 { 0xffff } else { (1 << left) - 1 } };
+    // SAFETY: masked to the view.
+    unsafe {
+        if cs == 1 || n == 1 {
+            for k in 0..depth {
+                let row = b.add((from + k) * rs);
+                for j in (0..n).step_by(16) {
+                    _mm512_store_ps(packed.add(k * PANEL + j), _mm512_maskz_loadu_ps(mask(n - j), row.add(j)));
+                }
+            }
+        } else {
+            for j in (0..n).step_by(16) {
+                for k in (0..depth).step_by(16) {
+                    transpose(b.add(j * cs + from + k), cs, (n - j).min(16), mask(depth - k), packed.add(k * PANEL + j), depth - k);
+                }
+            }
+        }
+    }
+}
+
+/// Up to 16 x 16 floats, rows for columns.
+///
+/// # Safety
+/// `from` must reach over `count` rows `stride` apart, `to` over `rows` rows of the panel.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(from: *const f32, stride: usize, count: usize, mask: __mmask16, to: *mut f32, rows: usize) {
+    let mut x = [_mm512_setzero_ps(); 16];
+    let mut y = [_mm512_setzero_ps(); 16];
+    let (wide, narrow) = (|v| _mm512_castps_pd(v), |v| _mm512_castpd_ps(v));
+    // SAFETY: as the caller promises.
+    unsafe {
+        for (i, x) in x.iter_mut().enumerate().take(count) {
+            *x = _mm512_maskz_loadu_ps(mask, from.add(i * stride));
+        }
+    }
+    for i in 0..8 {
+        y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+    for i in 0..4 {
+        for half in 0..2 {
+            let (low, high) = (wide(y[4 * i + half]), wide(y[4 * i + half + 2]));
+            x[4 * i + 2 * half] = narrow(_mm512_unpacklo_pd(low, high));
+            x[4 * i + 2 * half + 1] = narrow(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    for i in 0..4 {
+        for half in 0..2 {
+            let (low, high) = (x[8 * half + i], x[8 * half + i + 4]);
+            y[8 * half + i] = _mm512_shuffle_f32x4::<0x88>(low, high);
+            y[8 * half + i + 4] = _mm512_shuffle_f32x4::<0xdd>(low, high);
+        }
+    }
+    for i in 0..8 {
+        x[i] = _mm512_shuffle_f32x4::<0x88>(y[i], y[i + 8]);
+        x[i + 8] = _mm512_shuffle_f32x4::<0xdd>(y[i], y[i + 8]);
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        for (i, x) in x.iter().enumerate().take(rows) {
+            _mm512_store_ps(to.add(i * PANEL), *x);
+        }
+    }
+}

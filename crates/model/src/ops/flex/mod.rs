@@ -1,0 +1,292 @@
+//! The fused operations on the CPU, for burn's Flex tensors in f32.
+
+mod attention;
+mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_avx512;
+mod rows;
+mod simd;
+
+use super::{Fused, Heads, Maybe};
+use crate::spec::Activation;
+use burn::backend::Flex;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, TensorData};
+use burn_flex::FlexTensor;
+use gemm::{Init, Matrix, Term, product};
+use rayon::prelude::*;
+
+/// Floats of logits that may stand at once in a loss: 48 MiB.
+const LOGITS_MAX: usize = 12 << 20;
+
+/// Floats that a task of row-wise work takes at least.
+const TASK_FLOATS: usize = 8192;
+
+type T = FlexTensor;
+
+fn dims(x: &T) -> [usize; 2] {
+    let shape = x.layout().shape();
+    match shape.num_dims() {
+        1 => [1, shape[0]],
+        2 => [shape[0], shape[1]],
+        other => panic!("a fused operation takes matrices, not {other} dimensions"),
+    }
+}
+
+/// The tensor's values in one piece, row after row.
+fn dense(x: &T) -> T {
+    if x.is_contiguous() { x.clone() } else { x.to_contiguous() }
+}
+
+fn floats(x: &T) -> &[f32] {
+    let layout = x.layout();
+    assert!(layout.is_contiguous(), "made dense before");
+    &x.storage::<f32>()[layout.start_offset()..layout.start_offset() + layout.num_elements()]
+}
+
+/// A view that a product reads in place, transposed or not; `None` for a layout that it must be copied out of.
+fn view(x: &T) -> Option<Matrix<'_>> {
+    let [rows, cols] = dims(x);
+    let strides: Vec<usize> = x.layout().strides().iter().map(|&s| usize::try_from(s).ok()).collect::<Option<_>>()?;
+    let (rs, cs) = if strides.len() == 2 { (strides[0], strides[1]) } else { (cols, strides[0]) };
+    (rs == 1 || cs == 1).then(|| Matrix::new(&x.storage::<f32>()[x.layout().start_offset()..], rows, cols, rs, cs))
+}
+
+/// The tensor, copied if no product could read it in place.
+fn viewable(x: T) -> T {
+    if view(&x).is_some() { x } else { x.to_contiguous() }
+}
+
+fn matrix(x: &T) -> Matrix<'_> {
+    view(x).expect("made viewable before")
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> T {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+fn part(x: Maybe<Flex>) -> Option<T> {
+    match x {
+        Maybe::Some(x) => Some(x),
+        Maybe::None => None,
+    }
+}
+
+/// A new `[n, columns]` from `row(i, its values)`, on all threads.
+fn by_row(n: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> T {
+    let mut out: Vec<f32> = Vec::with_capacity(n * columns);
+    let rows = TASK_FLOATS.div_ceil(columns.max(1));
+    #[allow(clippy::uninit_vec, reason = "every row is written below before anything is read")]
+    // SAFETY: floats have no invalid values and no destructor, and every row is written in full.
+    unsafe {
+        out.set_len(n * columns);
+    }
+    out.par_chunks_mut((rows * columns).max(1)).enumerate().for_each(|(task, chunk)| {
+        chunk.chunks_mut(columns.max(1)).enumerate().for_each(|(i, values)| row(task * rows + i, values));
+    });
+    tensor(out, [n, columns])
+}
+
+fn row(values: &[f32], columns: usize, i: usize) -> &[f32] {
+    &values[i * columns..(i + 1) * columns]
+}
+
+fn integers(x: &IntTensor<Flex>) -> Vec<u32> {
+    let x = if x.is_contiguous() { x.clone() } else { x.to_contiguous() };
+    let range = x.layout().start_offset()..x.layout().start_offset() + x.layout().num_elements();
+    match x.dtype() {
+        DType::I64 => x.storage::<i64>()[range].iter().map(|&v| v as u32).collect(),
+        DType::I32 => x.storage::<i32>()[range].iter().map(|&v| v as u32).collect(),
+        other => panic!("indices are i32 or i64, not {other:?}"),
+    }
+}
+
+fn spans(x: &IntTensor<Flex>) -> Vec<[u32; 4]> {
+    integers(x).chunks_exact(4).map(|span| [span[0], span[1], span[2], span[3]]).collect()
+}
+
+impl Fused for Flex {
+    fn affine(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        low: Maybe<Self>,
+        up: Maybe<Self>,
+        bias: Maybe<Self>,
+        residual: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        let (x, weight) = (viewable(x), viewable(weight));
+        let low_rank = part(low).zip(part(up)).map(|(low, up)| (viewable(low), viewable(up)));
+        let (bias, residual) = (part(bias).map(|b| dense(&b)), part(residual).map(|r| dense(&r)));
+        let ([m, _], [_, n]) = (dims(&x), dims(&weight));
+        let mut terms: Vec<Term> = vec![(matrix(&x), matrix(&weight))];
+        terms.extend(low_rank.iter().map(|(low, up)| (matrix(low), matrix(up))));
+        let values = match (&bias, &residual) {
+            (None, None) => product(m, n, &terms, Init::Zero),
+            (Some(bias), None) => product(m, n, &terms, Init::Row(floats(bias))),
+            (None, Some(residual)) => product(m, n, &terms, Init::Dense(floats(residual))),
+            (Some(bias), Some(residual)) => {
+                let ones = [1.0];
+                let column = Matrix::new(&ones, m, 1, 0, 0);
+                terms.push((column, Matrix::new(floats(bias), 1, n, n, 1)));
+                product(m, n, &terms, Init::Dense(floats(residual)))
+            }
+        };
+        tensor(values, [m, n])
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Maybe<Self>,
+        residual: Maybe<Self>,
+        a: Maybe<Self>,
+        b: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        super::linear_by_affine::<Self>(x, weight, bias, residual, a, b)
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        let ([n, d], x, weight) = (dims(&x), dense(&x), dense(&weight));
+        by_row(n, d, |i, y| rows::rms_norm(row(floats(&x), d, i), floats(&weight), epsilon, y))
+    }
+
+    fn rms_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        let ([n, d], x, weight, grad) = (dims(&x), dense(&x), dense(&weight), dense(&grad));
+        by_row(n, d, |i, dx| rows::rms_norm_backward(row(floats(&x), d, i), floats(&weight), row(floats(&grad), d, i), epsilon, dx))
+    }
+
+    fn layer_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        let ([n, d], x, weight, bias) = (dims(&x), dense(&x), dense(&weight), dense(&bias));
+        by_row(n, d, |i, y| rows::layer_norm(row(floats(&x), d, i), floats(&weight), floats(&bias), epsilon, y))
+    }
+
+    fn layer_norm_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        let ([n, d], x, weight, grad) = (dims(&x), dense(&x), dense(&weight), dense(&grad));
+        by_row(n, d, |i, dx| rows::layer_norm_backward(row(floats(&x), d, i), floats(&weight), row(floats(&grad), d, i), epsilon, dx))
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turned: usize,
+        head_dim: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        let ([_, width], cos, sin) = (dims(&x), dense(&cos), dense(&sin));
+        let half = head_dim / 2;
+        let sign = if inverse { -1.0 } else { 1.0 };
+        let mut x = dense(&x);
+        let range = x.layout().start_offset()..x.layout().start_offset() + x.layout().num_elements();
+        // In place where nobody else holds it: the projection before it keeps nothing of its output.
+        x.storage_mut::<f32>()[range].par_chunks_mut(width).with_min_len(TASK_FLOATS.div_ceil(width)).enumerate().for_each(|(i, x)| {
+            for head in x[..turned * head_dim].chunks_exact_mut(head_dim) {
+                rows::rotate(head, row(floats(&cos), half, i), row(floats(&sin), half, i), sign);
+            }
+        });
+        x
+    }
+
+    fn gated(both: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let ([n, width], both) = (dims(&both), dense(&both));
+        let f = width / 2;
+        by_row(n, f, |i, y| {
+            let (gate, up) = row(floats(&both), width, i).split_at(f);
+            rows::gated(gate, up, activation, y);
+        })
+    }
+
+    fn gated_backward(both: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let ([n, width], both, grad) = (dims(&both), dense(&both), dense(&grad));
+        let f = width / 2;
+        by_row(n, width, |i, d_both| {
+            let (gate, up) = row(floats(&both), width, i).split_at(f);
+            let (d_gate, d_up) = d_both.split_at_mut(f);
+            rows::gated_backward(gate, up, row(floats(&grad), f, i), activation, d_gate, d_up);
+        })
+    }
+
+    fn activate(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let ([n, d], x) = (dims(&x), dense(&x));
+        by_row(n, d, |i, y| rows::activate(row(floats(&x), d, i), activation, y))
+    }
+
+    fn activate_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let ([n, d], x, grad) = (dims(&x), dense(&x), dense(&grad));
+        by_row(n, d, |i, dx| rows::activate_backward(row(floats(&x), d, i), row(floats(&grad), d, i), activation, dx))
+    }
+
+    fn attention(qkv: FloatTensor<Self>, tokens: IntTensor<Self>, heads: Heads, scale: f32) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let ([n, _], qkv, spans) = (dims(&qkv), dense(&qkv), spans(&tokens));
+        let (out, log_sums) = attention::forward(attention::Call { qkv: floats(&qkv), spans: &spans, heads, scale });
+        (tensor(out, [n, heads.query * heads.dim]), tensor(log_sums, [n, heads.query]))
+    }
+
+    fn attention_backward(
+        qkv: FloatTensor<Self>,
+        tokens: IntTensor<Self>,
+        out: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        heads: Heads,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let ([n, _], qkv, spans) = (dims(&qkv), dense(&qkv), spans(&tokens));
+        let (out, log_sums, grad) = (dense(&out), dense(&log_sums), dense(&grad));
+        let call = attention::Call { qkv: floats(&qkv), spans: &spans, heads, scale };
+        tensor(attention::backward(call, floats(&out), floats(&log_sums), floats(&grad)), [n, heads.columns()])
+    }
+
+    fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
+        let ([c, v], targets) = (dims(&logits), integers(&targets));
+        let mut logits = dense(&logits);
+        let range = logits.layout().start_offset()..logits.layout().start_offset() + c * v;
+        let found: Vec<(f32, i32)> = logits.storage_mut::<f32>()[range]
+            .par_chunks_mut(v)
+            .zip(&targets)
+            .map(|(row, &target)| rows::cross_entropy(row, target as usize))
+            .collect();
+        let (losses, best): (Vec<f32>, Vec<i32>) = found.into_iter().unzip();
+        (tensor(losses, [c]), FlexTensor::from_data(TensorData::new(best, [c])), logits)
+    }
+
+    fn projected_loss(
+        x: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        with_grad: bool,
+    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
+        let ([n, d], [v, _]) = (dims(&x), dims(&table));
+        let (x, table, targets) = (dense(&x), viewable(table), integers(&targets));
+        let chunk = n.div_ceil((n * v).div_ceil(LOGITS_MAX).max(1)).next_multiple_of(8);
+        let mut found: Vec<(f32, i32)> = Vec::with_capacity(n);
+        let mut d_x = Vec::with_capacity(if with_grad { n * d } else { 0 });
+        for from in (0..n).step_by(chunk) {
+            let rows = chunk.min(n - from);
+            let part = Matrix::new(&floats(&x)[from * d..], rows, d, d, 1);
+            let mut logits = product(rows, v, &[(part, matrix(&table).transposed())], Init::Zero);
+            found.par_extend(
+                logits.par_chunks_mut(v).zip(&targets[from..from + rows]).map(|(row, &target)| rows::cross_entropy(row, target as usize)),
+            );
+            if with_grad {
+                d_x.extend(product(rows, d, &[(Matrix::new(&logits, rows, v, v, 1), matrix(&table))], Init::Zero));
+            }
+        }
+        let (losses, best): (Vec<f32>, Vec<i32>) = found.into_iter().unzip();
+        let d_x = if with_grad { tensor(d_x, [n, d]) } else { tensor(vec![], [0, d]) };
+        (tensor(losses, [n]), FlexTensor::from_data(TensorData::new(best, [n])), d_x)
+    }
+}
+
+/// GFLOP/s of a `512 x 1536 x 1536` product on all threads, the best of a few: what this device gives a plain matrix product.
+pub(crate) fn gemm_gflops() -> f64 {
+    let (m, n, k) = (512, 1536, 1536);
+    let (a, b) = (vec![0.5; m * k], vec![0.25; k * n]);
+    let run = || {
+        let started = std::time::Instant::now();
+        std::hint::black_box(product(m, n, &[(Matrix::new(&a, m, k, k, 1), Matrix::new(&b, k, n, n, 1))], Init::Zero));
+        started.elapsed().as_secs_f64()
+    };
+    let best = (0..12).map(|_| run()).fold(f64::INFINITY, f64::min);
+    2.0 * (m * n * k) as f64 / best / 1e9
+}

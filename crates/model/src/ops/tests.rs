@@ -1,0 +1,176 @@
+//! Goal: every fused operation gives the values and the gradients of its composition from burn's own operations.
+//! Method: random shapes and values from seeds; the gradient of a random linear functional of the output, for every input that takes one.
+
+use super::{Heads, Kernels};
+use crate::block::Surroundings;
+use crate::device::DeviceChoice;
+use crate::rows::{Rows, indices};
+use crate::spec::{Activation, BlockSpec};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Share of the largest value.
+const TOLERANCE: f32 = 2e-5;
+
+struct Draw(ChaCha8Rng, Device);
+
+impl Draw {
+    fn matrix(&mut self, rows: usize, columns: usize) -> Tensor<2> {
+        let values: Vec<f32> = (0..rows * columns).map(|_| self.0.random_range(-1.0..1.0)).collect();
+        Tensor::from_data(TensorData::new(values, [rows, columns]), &self.1)
+    }
+
+    fn vector(&mut self, count: usize) -> Tensor<1> {
+        self.matrix(1, count).reshape([count])
+    }
+}
+
+fn draws(seed: u64) -> Draw {
+    Draw(ChaCha8Rng::seed_from_u64(seed), {
+        let choice = std::env::var("CUTLAYER_TEST_DEVICE").unwrap_or("cpu".into());
+        choice.parse::<DeviceChoice>().expect("a device").open().expect("the device under test")
+    })
+}
+
+fn values<const D: usize>(x: &Tensor<D>) -> Vec<f32> {
+    crate::lora::download(x.clone())
+}
+
+fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}: another shape");
+    let scale = expected.iter().fold(1e-3f32, |scale, v| scale.max(v.abs()));
+    for (at, (x, y)) in found.iter().zip(expected).enumerate() {
+        assert!((x - y).abs() <= TOLERANCE * scale, "{what}, element {at}: {x} is not {y} (scale {scale})");
+    }
+}
+
+fn llama() -> crate::spec::ModelSpec {
+    crate::arch::spec(&serde_json::json!({
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4, "tie_word_embeddings": true
+    }))
+    .expect("a llama")
+}
+
+/// The output of `run` on `inputs`, and the gradient of `sum(output · upstream)` for each.
+fn both_ways(inputs: &[Tensor<2>], upstream: &Tensor<2>, run: impl Fn(&[Tensor<2>]) -> Tensor<2>) -> Vec<Vec<f32>> {
+    let leaves: Vec<Tensor<2>> = inputs.iter().map(|x| x.clone().autodiff().require_grad()).collect();
+    let out = run(&leaves);
+    let mut all = vec![values(&out.clone().inner())];
+    let taken = (out * upstream.clone()).sum().backward();
+    all.extend(leaves.iter().map(|leaf| values(&leaf.grad(&taken).expect("each input takes a gradient"))));
+    // Without autodiff the same values come out.
+    assert_close("untracked", &values(&run(inputs)), &all[0]);
+    all
+}
+
+fn assert_same(what: &str, inputs: &[Tensor<2>], upstream: &Tensor<2>, run: impl Fn(Kernels, &[Tensor<2>]) -> Tensor<2>) {
+    let fused = both_ways(inputs, upstream, |x| run(Kernels::Fused, x));
+    let composed = both_ways(inputs, upstream, |x| run(Kernels::Composed, x));
+    for (i, (fused, composed)) in fused.iter().zip(&composed).enumerate() {
+        let part = if i == 0 { "values".into() } else { format!("gradient of input {i}") };
+        assert_close(&format!("{what}: {part}"), fused, composed);
+    }
+}
+
+#[test]
+fn linear_with_every_mix_of_bias_residual_and_adapter() {
+    for (seed, &(n, inputs, outputs, rank)) in [(1, 16, 16, 2), (7, 33, 50, 4), (130, 64, 161, 8), (64, 600, 97, 16)].iter().enumerate() {
+        let draw = &mut draws(seed as u64);
+        let (x, stored, bias) = (draw.matrix(n, inputs), draw.matrix(outputs, inputs), draw.vector(outputs));
+        let (residual, a, b) = (draw.matrix(n, outputs), draw.matrix(rank, inputs), draw.matrix(outputs, rank));
+        let upstream = draw.matrix(n, outputs);
+        for weight in [stored.clone().transpose(), Tensor::cat(vec![stored.clone().transpose()], 1) * 1.0] {
+            for case in 0..4 {
+                let bias = (case % 2 == 0).then(|| bias.clone());
+                let what = format!("{n} x {inputs} x {outputs}, case {case}");
+                assert_same(&what, &[x.clone(), residual.clone(), a.clone(), b.clone()], &upstream, |kernels, x| {
+                    let factors = Some((x[2].clone(), x[3].clone()));
+                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), Some(x[1].clone()), factors)
+                });
+                assert_same(&what, &[x.clone(), a.clone(), b.clone()], &upstream, |kernels, x| {
+                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), None, Some((x[1].clone(), x[2].clone())))
+                });
+                assert_same(&what, std::slice::from_ref(&x), &upstream, |kernels, x| {
+                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), None, None)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    for (seed, &(n, d)) in [(1, 8), (5, 33), (130, 64), (3, 576)].iter().enumerate() {
+        let draw = &mut draws(10 + seed as u64);
+        let (x, weight, bias, upstream) = (draw.matrix(n, d) * 3.0 + 0.5, draw.vector(d), draw.vector(d), draw.matrix(n, d));
+        for bias in [None, Some(bias)] {
+            assert_same(&format!("{n} x {d}"), std::slice::from_ref(&x), &upstream, |kernels, x| {
+                kernels.norm(x[0].clone(), weight.clone(), bias.clone(), 1e-5)
+            });
+        }
+    }
+}
+
+#[test]
+fn rotary_turns_the_first_heads_and_leaves_the_others() {
+    for (seed, &(n, heads, turned, e)) in [(1, 3, 2, 4), (9, 5, 5, 8), (70, 4, 3, 64), (6, 3, 1, 20)].iter().enumerate() {
+        let draw = &mut draws(20 + seed as u64);
+        let (x, angles, upstream) = (draw.matrix(n, heads * e), draw.matrix(n, e / 2) * 9.0, draw.matrix(n, heads * e));
+        assert_same(&format!("{n} x {heads} x {e}"), &[x], &upstream, |kernels, x| {
+            kernels.rotary(x[0].clone(), angles.clone().cos(), angles.clone().sin(), turned, e)
+        });
+    }
+}
+
+#[test]
+fn activations_alone_and_gated() {
+    for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        for (seed, &(n, f)) in [(1, 7), (33, 64), (4, 1536)].iter().enumerate() {
+            let draw = &mut draws(30 + seed as u64);
+            let (both, upstream) = (draw.matrix(n, 2 * f) * 4.0, draw.matrix(n, f));
+            assert_same(&format!("gated {kind:?}"), std::slice::from_ref(&both), &upstream, |kernels, x| kernels.gated(x[0].clone(), kind));
+            let x = both.narrow(1, 0, f);
+            assert_same(&format!("{kind:?}"), &[x], &upstream, |kernels, x| kernels.activate(x[0].clone(), kind));
+        }
+    }
+}
+
+#[test]
+fn attention_of_grouped_heads_under_every_mask() {
+    let lengths: [&[u32]; 5] = [&[1], &[7], &[64, 65], &[130, 1, 40], &[300]];
+    for (seed, &(heads, kv, dim)) in [(2, 2, 8), (6, 2, 16), (9, 3, 64), (4, 1, 20)].iter().enumerate() {
+        for lengths in lengths {
+            let draw = &mut draws(40 + seed as u64);
+            let shape = Heads { query: heads, kv, dim };
+            let rows = Rows::new(lengths, false, 1024).expect("fits");
+            let (qkv, upstream) = (draw.matrix(rows.tokens(), shape.columns()) * 2.0, draw.matrix(rows.tokens(), heads * dim));
+            for (causal, window) in [(true, None), (false, None), (true, Some(5)), (false, Some(70)), (true, Some(1))] {
+                let what = format!("{heads}:{kv} x {dim}, {lengths:?}, causal {causal}, window {window:?}");
+                let spec = BlockSpec { causal, window, rotary: None, ..llama().block };
+                assert_same(&what, std::slice::from_ref(&qkv), &upstream, |kernels, x| {
+                    let around = Surroundings::new(&spec, &rows, kernels, &qkv.device());
+                    kernels.attention(x[0].clone(), &spec, &around, shape)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn projected_loss_in_chunks() {
+    for (seed, &(n, d, v)) in [(1, 8, 11), (37, 24, 97), (300, 16, 50_000)].iter().enumerate() {
+        let draw = &mut draws(60 + seed as u64);
+        let (x, table, upstream) = (draw.matrix(n, d), draw.matrix(v, d), draw.matrix(n, 1));
+        let targets = indices(&(0..n).map(|i| (i * 7919 % v) as u32).collect::<Vec<_>>(), &x.device());
+        assert_same(&format!("{n} x {d} x {v}"), std::slice::from_ref(&x), &upstream, |kernels, x| {
+            kernels.projected_loss(x[0].clone(), table.clone(), targets.clone()).0.reshape([n, 1])
+        });
+        let best = |kernels: Kernels| {
+            kernels.projected_loss(x.clone(), table.clone(), targets.clone()).1.into_data().iter::<i64>().collect::<Vec<_>>()
+        };
+        assert_eq!(best(Kernels::Fused), best(Kernels::Composed));
+    }
+}
