@@ -166,6 +166,7 @@ unsafe fn block(rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, t
     // SAFETY: within `c`, as the caller promises.
     let at = unsafe { c.at.add(rows.start * c.rs + columns.start) };
     let (m, n) = (rows.len(), columns.len());
+    let next = terms.iter().all(|(_, b)| columns.end + n <= b.cols).then_some(n);
     let parts: Vec<Term> = terms
         .iter()
         .map(|&(a, b)| (Matrix { at: a.skip(rows.start, 0), rows: m, ..a }, Matrix { at: b.skip(0, columns.start), cols: n, ..b }))
@@ -177,7 +178,7 @@ unsafe fn block(rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, t
         Init::Dense(values) => Start { at: values[rows.start * c.rs + columns.start..].as_ptr(), rs: c.rs },
     };
     // SAFETY: as the caller promises.
-    unsafe { panel(m, n, &parts, start, Target { at, rs: c.rs }) }
+    unsafe { panel(m, n, &parts, start, Target { at, rs: c.rs }, next) }
 }
 
 /// `C = init + A·B` of any width on this thread: what attention is made of.
@@ -212,12 +213,13 @@ pub(super) fn has_own_kernel() -> bool {
 
 /// # Safety
 /// As `block`.
-unsafe fn panel(m: usize, n: usize, terms: &[Term], start: Start, c: Target) {
+unsafe fn panel(m: usize, n: usize, terms: &[Term], start: Start, c: Target, next: Option<usize>) {
     #[cfg(target_arch = "x86_64")]
     if has_own_kernel() {
         // SAFETY: the machine has AVX-512; the rest as the caller promises.
-        return unsafe { super::gemm_avx512::panel(m, n, terms, start.at, start.rs, c) };
+        return unsafe { super::gemm_avx512::panel(m, n, terms, start.at, start.rs, c, next) };
     }
+    let _ = next; // A hint for our own kernel.
     // SAFETY: as the caller promises.
     unsafe { panel_by_crate(m, n, terms, start, c) }
 }

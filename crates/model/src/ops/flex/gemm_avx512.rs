@@ -15,6 +15,40 @@ thread_local! {
     static PACKED: RefCell<Box<Packed>> = RefCell::new(Box::new(Packed([0.0; DEPTH * PANEL])));
 }
 
+/// What the next panel is packed from, fetched into the second-level cache while this one is multiplied: rows of whole cache lines.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const f32,
+    /// Floats from row to row.
+    stride: usize,
+    rows: usize,
+    /// Cache lines a row.
+    lines: usize,
+}
+
+impl Ahead {
+    /// `depth x n` of `B` from row `from` and column `column` on.
+    fn new((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usize, column: usize, n: usize) -> Self {
+        let at = b.wrapping_add(from * rs + column * cs);
+        if cs == 1 {
+            Self { at, stride: rs, rows: depth, lines: n.div_ceil(16) }
+        } else {
+            Self { at, stride: cs, rows: n, lines: depth.div_ceil(16) }
+        }
+    }
+
+    /// Asks for the `part`-th of `parts`. A hint: it cannot fault, wherever it points.
+    #[target_feature(enable = "avx512f")]
+    fn fetch(self, part: usize, parts: usize) {
+        let lines = self.rows * self.lines;
+        for line in lines * part / parts..lines * (part + 1) / parts {
+            let at = self.at.wrapping_add(line / self.lines * self.stride + line % self.lines * 16);
+            // SAFETY: a prefetch reads nothing that the program can see.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+    }
+}
+
 /// A tile's place: `A`, the packed panel, where `C` starts from (null for zero), and `C`.
 #[derive(Clone, Copy)]
 struct Tile {
@@ -29,14 +63,15 @@ struct Tile {
     c_rs: usize,
     /// Columns in use of the last vector.
     mask: __mmask16,
+    ahead: Ahead,
 }
 
-/// `m` rows of `n <= 48` columns: `C = start + Σ A·B`.
+/// `m` rows of `n <= 48` columns: `C = start + Σ A·B`. A panel as wide as this one may follow `next` columns to the right.
 ///
 /// # Safety
 /// Needs AVX-512F. `c` and, unless null, `start` must reach over `m` rows of `n`, and the terms fit them.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32, start_rs: usize, c: Target) {
+pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32, start_rs: usize, c: Target, next: Option<usize>) {
     let rest = n % 16;
     let mask: __mmask16 = if rest == 0 { 0xffff } else { (1 << rest) - 1 };
     let (mut start, mut start_rs) = (start, start_rs);
@@ -55,7 +90,13 @@ pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32
                 unsafe {
                     pack(b.raw(), from, depth, n, packed);
                     let a = a_at.add(from * a_cs);
-                    let tile = Tile { depth, a, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask };
+                    let after = from + depth;
+                    let ahead = if after < k {
+                        Ahead::new(b.raw(), after, depth.min(k - after), 0, n)
+                    } else {
+                        Ahead::new(b.raw(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
+                    };
+                    let tile = Tile { depth, a, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
                     match n.div_ceil(16) {
                         1 => rows::<1>(m, tile),
                         2 => rows::<2>(m, tile),
@@ -83,6 +124,7 @@ unsafe fn rows<const V: usize>(m: usize, tile: Tile) {
     // SAFETY: as the caller promises.
     unsafe {
         for i in (0..whole).step_by(TILE_ROWS) {
+            tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
             kernel::<TILE_ROWS, V>(at(i));
         }
         match m - whole {
@@ -170,14 +212,31 @@ unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usiz
 #[target_feature(enable = "avx512f")]
 unsafe fn transpose(from: *const f32, stride: usize, count: usize, mask: __mmask16, to: *mut f32, rows: usize) {
     let mut x = [_mm512_setzero_ps(); 16];
-    let mut y = [_mm512_setzero_ps(); 16];
-    let (wide, narrow) = (|v| _mm512_castps_pd(v), |v| _mm512_castpd_ps(v));
-    // SAFETY: as the caller promises.
+    // SAFETY: as the caller promises. Loops of fixed length keep all sixteen in registers.
     unsafe {
-        for (i, x) in x.iter_mut().enumerate().take(count) {
-            *x = _mm512_maskz_loadu_ps(mask, from.add(i * stride));
+        if count == 16 && rows >= 16 {
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = _mm512_loadu_ps(from.add(i * stride));
+            }
+            for (i, x) in turned(x).iter().enumerate() {
+                _mm512_store_ps(to.add(i * PANEL), *x);
+            }
+        } else {
+            for (i, x) in x.iter_mut().enumerate().take(count) {
+                *x = _mm512_maskz_loadu_ps(mask, from.add(i * stride));
+            }
+            for (i, x) in turned(x).iter().enumerate().take(rows) {
+                _mm512_store_ps(to.add(i * PANEL), *x);
+            }
         }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turned(mut x: [__m512; 16]) -> [__m512; 16] {
+    let mut y = [_mm512_setzero_ps(); 16];
+    let (wide, narrow) = (|v| _mm512_castps_pd(v), |v| _mm512_castpd_ps(v));
     for i in 0..8 {
         y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
         y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
@@ -200,10 +259,5 @@ unsafe fn transpose(from: *const f32, stride: usize, count: usize, mask: __mmask
         x[i] = _mm512_shuffle_f32x4::<0x88>(y[i], y[i + 8]);
         x[i + 8] = _mm512_shuffle_f32x4::<0xdd>(y[i], y[i + 8]);
     }
-    // SAFETY: as the caller promises.
-    unsafe {
-        for (i, x) in x.iter().enumerate().take(rows) {
-            _mm512_store_ps(to.add(i * PANEL), *x);
-        }
-    }
+    x
 }
