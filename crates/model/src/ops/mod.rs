@@ -8,6 +8,8 @@
 
 mod autodiff;
 pub(crate) mod composed;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod cube;
 
 #[allow(unsafe_code, reason = "vector instructions, and threads that write disjoint parts of one tensor")]
 mod flex;
@@ -46,7 +48,7 @@ impl Heads {
 }
 
 /// Operations that a backend computes in one piece. Those named `_backward` are called by `autodiff.rs` alone.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Autodiff, Cube: cfg(any(feature = "wgpu", feature = "cuda")))]
 pub(crate) trait Fused: Backend {
     /// `x·W + low·up + bias + residual`: `x [n, in]`, `W [in, out]`, `low [n, r]`, `up [r, out]`; each of the last four may be absent.
     fn affine(
@@ -176,9 +178,9 @@ pub(crate) fn is_cpu(device: &Device) -> bool {
 
 /// Each takes what its namesake in [`Fused`] takes.
 impl Kernels {
-    /// The fastest on `device`.
-    pub fn on(device: &Device) -> Self {
-        if is_cpu(device) { Self::Fused } else { Self::Composed }
+    /// The fastest on `device`: every backend of this build has the fused ones.
+    pub fn on(_: &Device) -> Self {
+        Self::Fused
     }
 
     pub(crate) fn linear(
