@@ -151,7 +151,18 @@ mod tests {
 
     fn bench(steps: u32, warmup: u32) -> StepBench {
         let (subject, targets) = (Subject::Shape("llama-tiny".into()), vec![]);
-        StepBench { subject, cut: None, sequences: 2, tokens: 8, steps, warmup, device: DeviceChoice::Cpu, checkpointing: false, rank: 8, targets }
+        StepBench {
+            subject,
+            cut: None,
+            sequences: 2,
+            tokens: 8,
+            steps,
+            warmup,
+            device: DeviceChoice::Cpu,
+            checkpointing: false,
+            rank: 8,
+            targets,
+        }
     }
 
     /// Goal: only whole batches count, and none of the warm-up. Method: a short batch among whole ones.

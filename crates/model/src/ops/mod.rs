@@ -20,8 +20,11 @@ mod tests;
 use crate::block::Surroundings;
 use crate::spec::{Activation, BlockSpec};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Int, Tensor};
+
+/// Logits that may stand at once in a loss: 64 MiB of f32.
+const LOGITS_MAX: usize = 16 << 20;
 
 /// A tensor that an operation can do without.
 #[derive(Clone, Debug, ExtensionType)]
@@ -69,7 +72,15 @@ pub(crate) trait Fused: Backend {
         #[extension_type] residual: Maybe<Self>,
         #[extension_type] a: Maybe<Self>,
         #[extension_type] b: Maybe<Self>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        match (a, b) {
+            (Maybe::Some(a), Maybe::Some(b)) => {
+                let low = Self::affine(x.clone(), Self::float_transpose(a), Maybe::None, Maybe::None, Maybe::None, Maybe::None);
+                Self::affine(x, weight, Maybe::Some(low), Maybe::Some(Self::float_transpose(b)), bias, residual)
+            }
+            _ => Self::affine(x, weight, Maybe::None, Maybe::None, bias, residual),
+        }
+    }
 
     /// `x / sqrt(mean(x²) + ε) · w` of each row (Zhang and Sennrich 2019).
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
@@ -123,37 +134,37 @@ pub(crate) trait Fused: Backend {
     /// `[c]`, and `softmax(logits) - onehot(target)`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
 
-    /// Loss `[n]` of each row of `x·tableᵀ`, the likeliest class as a float `[n]`, and, if `with_grad`, the loss's gradient by that row of
+    /// Loss `[n]` of each row of `x·tableᵀ`, the likeliest class `[n]`, and, if `with_grad`, the loss's gradient by that row of
     /// `x`, `[n, d]`. Rows go a chunk at a time, so that no `[n, vocab]` tensor ever stands.
     fn projected_loss(
         x: FloatTensor<Self>,
         table: FloatTensor<Self>,
         targets: IntTensor<Self>,
         with_grad: bool,
-    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
+        let ([n, d], [v, _]) = (x.shape().dims::<2>(), table.shape().dims::<2>());
+        let chunk = n.div_ceil((n * v).div_ceil(LOGITS_MAX).max(1)).next_multiple_of(8);
+        let product = |x, y| Self::affine(x, y, Maybe::None, Maybe::None, Maybe::None, Maybe::None);
+        let (mut losses, mut best, mut d_x) = (vec![], vec![], vec![]);
+        for from in (0..n).step_by(chunk) {
+            let rows = from..n.min(from + chunk);
+            let part = Self::float_slice(x.clone(), &[rows.clone().into(), (0..d).into()]);
+            let logits = product(part, Self::float_transpose(table.clone()));
+            let (part_losses, part_best, slopes) = Self::cross_entropy(logits, Self::int_slice(targets.clone(), &[rows.into()]));
+            losses.push(part_losses);
+            best.push(part_best);
+            if with_grad {
+                d_x.push(product(slopes, table.clone()));
+            }
+        }
+        let d_x = if with_grad { Self::float_cat(d_x, 0) } else { x };
+        (Self::float_cat(losses, 0), Self::int_cat(best, 0), d_x)
+    }
 }
 
 impl<B: Backend> From<Option<FloatTensor<B>>> for Maybe<B> {
     fn from(x: Option<FloatTensor<B>>) -> Self {
         x.map_or(Maybe::None, Maybe::Some)
-    }
-}
-
-/// `linear` from two `affine`s, for backends without better.
-fn linear_by_affine<B: Fused>(
-    x: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    bias: Maybe<B>,
-    residual: Maybe<B>,
-    a: Maybe<B>,
-    b: Maybe<B>,
-) -> FloatTensor<B> {
-    match (a, b) {
-        (Maybe::Some(a), Maybe::Some(b)) => {
-            let low = B::affine(x.clone(), B::float_transpose(a), Maybe::None, Maybe::None, Maybe::None, Maybe::None);
-            B::affine(x, weight, Maybe::Some(low), Maybe::Some(B::float_transpose(b)), bias, residual)
-        }
-        _ => B::affine(x, weight, Maybe::None, Maybe::None, bias, residual),
     }
 }
 

@@ -9,9 +9,6 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-/// Logits that stand at once: 256 MiB in f32.
-const LOGITS_MAX: usize = 1 << 26;
-
 /// `columns` and strides are in vectors.
 #[cube(launch)]
 fn cross_entropy_kernel<F: Float, I: Int, N: Size>(
@@ -105,36 +102,4 @@ pub(super) fn cross_entropy(logits: CubeTensor, targets: CubeTensor) -> (CubeTen
         [logits.kind(), dtype_to_storage_type(targets.dtype)],
     );
     (losses, best, grad)
-}
-
-/// Loss, best class and, if `with_grad`, the gradient by `x`, of each row of `x·tableᵀ`; rows go a chunk at a time.
-pub(super) fn projected_loss(
-    x: CubeTensor,
-    table: CubeTensor,
-    targets: CubeTensor,
-    with_grad: bool,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let ([n, d], [v, _]) = (x.shape().dims::<2>(), table.shape().dims::<2>());
-    let chunk = n.div_ceil((n * v).div_ceil(LOGITS_MAX).max(1)).max(1);
-    let (mut losses, mut best, mut dx) = (Vec::new(), Vec::new(), Vec::new());
-    for from in (0..n).step_by(chunk) {
-        let rows = from..n.min(from + chunk);
-        let part = CubeBackend::float_slice(x.clone(), &[rows.clone().into(), (0..d).into()]);
-        let logits = CubeBackend::float_matmul(part, CubeBackend::float_transpose(table.clone()));
-        let (part_losses, part_best, slopes) = cross_entropy(logits, CubeBackend::int_slice(targets.clone(), &[rows.into()]));
-        losses.push(part_losses);
-        best.push(part_best);
-        if with_grad {
-            dx.push(CubeBackend::float_matmul(slopes, table.clone()));
-        }
-    }
-    let x = Matrix::new(x);
-    if dx.is_empty() {
-        dx.push(x.empty([0, d], x.tensor.dtype));
-    }
-    if n == 0 {
-        losses.push(x.empty([0], DType::F32));
-        best.push(targets);
-    }
-    (CubeBackend::float_cat(losses, 0), CubeBackend::int_cat(best, 0), CubeBackend::float_cat(dx, 0))
 }

@@ -5,7 +5,7 @@
 
 #![allow(clippy::too_many_arguments, reason = "a kernel's arguments are its bindings; a struct would hide, not save them")]
 
-use super::{Fused, Heads, Maybe, linear_by_affine};
+use super::{Fused, Heads, Maybe};
 use crate::spec::Activation;
 use attention_backward::Saved;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -35,17 +35,6 @@ impl Fused for CubeBackend {
         residual: Maybe<Self>,
     ) -> FloatTensor<Self> {
         linear::affine(x, weight, [low, up, bias, residual].map(linear::present))
-    }
-
-    fn linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Maybe<Self>,
-        residual: Maybe<Self>,
-        a: Maybe<Self>,
-        b: Maybe<Self>,
-    ) -> FloatTensor<Self> {
-        linear_by_affine::<Self>(x, weight, bias, residual, a, b)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
@@ -109,14 +98,5 @@ impl Fused for CubeBackend {
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
         cross_entropy::cross_entropy(logits, targets)
-    }
-
-    fn projected_loss(
-        x: FloatTensor<Self>,
-        table: FloatTensor<Self>,
-        targets: IntTensor<Self>,
-        with_grad: bool,
-    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
-        cross_entropy::projected_loss(x, table, targets, with_grad)
     }
 }

@@ -93,13 +93,6 @@ pub(super) fn product(m: usize, n: usize, terms: &[Term], init: Init) -> Vec<f32
     out
 }
 
-/// `c += Σ A·B`, on all threads.
-pub(super) fn accumulate(c: &mut [f32], m: usize, n: usize, terms: &[Term]) {
-    assert_eq!(c.len(), m * n, "C is m x n");
-    // SAFETY: `c` holds m x n initialised floats and is ours alone.
-    unsafe { fill(m, n, terms, Init::Keep, Target { at: c.as_mut_ptr(), rs: n }) }
-}
-
 /// # Safety
 /// `c` must be writable for `m` rows of `n` floats, and hold them if `init` is `Keep`.
 unsafe fn fill(m: usize, n: usize, terms: &[Term], init: Init, c: Target) {
@@ -317,9 +310,6 @@ mod tests {
                 assert_close(&product(m, n, &terms, Init::Row(&bias)), &plain(m, n, &terms, |_, j| bias[j]), k);
                 let with_residual = plain(m, n, &terms, |i, j| residual[i * n + j]);
                 assert_close(&product(m, n, &terms, Init::Dense(&residual)), &with_residual, k);
-                let mut kept = residual.clone();
-                accumulate(&mut kept, m, n, &terms);
-                assert_close(&kept, &with_residual, k);
                 let mut by_crate = vec![0.0; m * n];
                 unsafe {
                     panel_by_crate(m, n, &terms, Start { at: residual.as_ptr(), rs: n }, Target { at: by_crate.as_mut_ptr(), rs: n });

@@ -143,6 +143,7 @@ unsafe fn rows<const V: usize>(m: usize, tile: Tile) {
 ///
 /// # Safety
 /// As `panel`.
+#[allow(clippy::needless_range_loop, reason = "a tile is counted in rows and vectors")]
 #[target_feature(enable = "avx512f")]
 unsafe fn kernel<const R: usize, const V: usize>(tile: Tile) {
     let mask = |v: usize| if v + 1 == V { tile.mask } else { 0xffff };

@@ -16,9 +16,6 @@ use burn_flex::FlexTensor;
 use gemm::{Init, Matrix, Term, product};
 use rayon::prelude::*;
 
-/// Floats of logits that may stand at once in a loss: 48 MiB.
-const LOGITS_MAX: usize = 12 << 20;
-
 /// Floats that a task of row-wise work takes at least.
 const TASK_FLOATS: usize = 8192;
 
@@ -134,17 +131,6 @@ impl Fused for Flex {
         tensor(values, [m, n])
     }
 
-    fn linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Maybe<Self>,
-        residual: Maybe<Self>,
-        a: Maybe<Self>,
-        b: Maybe<Self>,
-    ) -> FloatTensor<Self> {
-        super::linear_by_affine::<Self>(x, weight, bias, residual, a, b)
-    }
-
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
         let ([n, d], x, weight) = (dims(&x), dense(&x), dense(&weight));
         by_row(n, d, |i, y| rows::rms_norm(row(floats(&x), d, i), floats(&weight), epsilon, y))
@@ -248,33 +234,6 @@ impl Fused for Flex {
             .collect();
         let (losses, best): (Vec<f32>, Vec<i32>) = found.into_iter().unzip();
         (tensor(losses, [c]), FlexTensor::from_data(TensorData::new(best, [c])), logits)
-    }
-
-    fn projected_loss(
-        x: FloatTensor<Self>,
-        table: FloatTensor<Self>,
-        targets: IntTensor<Self>,
-        with_grad: bool,
-    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
-        let ([n, d], [v, _]) = (dims(&x), dims(&table));
-        let (x, table, targets) = (dense(&x), viewable(table), integers(&targets));
-        let chunk = n.div_ceil((n * v).div_ceil(LOGITS_MAX).max(1)).next_multiple_of(8);
-        let mut found: Vec<(f32, i32)> = Vec::with_capacity(n);
-        let mut d_x = Vec::with_capacity(if with_grad { n * d } else { 0 });
-        for from in (0..n).step_by(chunk) {
-            let rows = chunk.min(n - from);
-            let part = Matrix::new(&floats(&x)[from * d..], rows, d, d, 1);
-            let mut logits = product(rows, v, &[(part, matrix(&table).transposed())], Init::Zero);
-            found.par_extend(
-                logits.par_chunks_mut(v).zip(&targets[from..from + rows]).map(|(row, &target)| rows::cross_entropy(row, target as usize)),
-            );
-            if with_grad {
-                d_x.extend(product(rows, d, &[(Matrix::new(&logits, rows, v, v, 1), matrix(&table))], Init::Zero));
-            }
-        }
-        let (losses, best): (Vec<f32>, Vec<i32>) = found.into_iter().unzip();
-        let d_x = if with_grad { tensor(d_x, [n, d]) } else { tensor(vec![], [0, d]) };
-        (tensor(losses, [n]), FlexTensor::from_data(TensorData::new(best, [n])), d_x)
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let r = fma(simd, n, k(-0.693_359_4), x);
     let r = fma(simd, n, k(2.121_944_4e-4), r);
     let mut p = k(1.987_569_1e-4);
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = fma(simd, p, r, k(c));
     }
     let p = simd.add_f32s(fma(simd, p, simd.mul_f32s(r, r), r), k(1.0));
