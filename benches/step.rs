@@ -9,7 +9,7 @@ use cutlayer::data::{Record, train_tokenizer};
 use cutlayer::model::{
     Device, ExportDtype, Frozen, Input, Mode, ModelFolder, Parts, Pretrainer, Rows, Stage, encoding, lora, read_spec, write_model,
 };
-use cutlayer::node::{ClientData, Event, EventSink, JoinConfig, ServeConfig, join, serve};
+use cutlayer::node::{ClientData, ComputeConfig, Event, EventSink, JoinConfig, ServeConfig, join, serve};
 use cutlayer::transport::{AllowList, Identity};
 use cutlayer::wire::{
     BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, Plan, Schedule, ServerAdapters, StepId, StepOrder, Task,
@@ -132,14 +132,13 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         server_id,
         token: None,
         model: model.into(),
-        device: DeviceChoice::Cpu,
+        compute: ComputeConfig::default(),
         cut: CutPoint(options.cut as u16),
         tail: None,
         name: "bench".into(),
         link: LinkConfig::default(),
         out: None,
         phases: false,
-        checkpointing: false,
     };
     let times = Arc::new(Mutex::new(vec![]));
     let (kept, rival) = (times.clone(), Mutex::new(Rival::load(options, model)));
@@ -167,7 +166,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
     ServeConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         model: model.into(),
-        device: DeviceChoice::Cpu,
+        compute: ComputeConfig::default(),
         plan: plan(options),
         aggregator: "fedavg".into(),
         starting_adapter: None,
@@ -183,7 +182,6 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         link: LinkConfig::default(),
         out: out.into(),
         phases: false,
-        checkpointing: false,
     }
 }
 

@@ -3,8 +3,8 @@
 //! Only gathers and checks what was given; all the work is `node`'s.
 
 use cutlayer_data::Record;
-use cutlayer_model::DeviceChoice;
-use cutlayer_node::{ClientData, Event, EventSink, JoinConfig, JoinReport, NodeError, Stop, join, no_events};
+use cutlayer_model::{DeviceChoice, Precision};
+use cutlayer_node::{ClientData, ComputeConfig, Event, EventSink, JoinConfig, JoinReport, NodeError, Stop, join, no_events};
 use cutlayer_transport::{Identity, IdentityError, LinkConfig};
 use cutlayer_wire::{CutPoint, IdError};
 use std::net::SocketAddr;
@@ -26,8 +26,7 @@ impl Client {
             cut: CutPoint(1),
             tail: None,
             name: "app".into(),
-            device: DeviceChoice::Cpu,
-            checkpointing: false,
+            compute: ComputeConfig::default(),
             data: ClientData::default(),
             link: LinkConfig::default(),
             out: None,
@@ -110,8 +109,7 @@ pub struct ClientBuilder {
     cut: CutPoint,
     tail: Option<u16>,
     name: String,
-    device: DeviceChoice,
-    checkpointing: bool,
+    compute: ComputeConfig,
     data: ClientData,
     link: LinkConfig,
     out: Option<PathBuf>,
@@ -164,13 +162,19 @@ impl ClientBuilder {
 
     /// Where to compute; the CPU if not called.
     pub fn device(mut self, device: DeviceChoice) -> Self {
-        self.device = device;
+        self.compute.device = device;
+        self
+    }
+
+    /// What the frozen layers are held and multiplied in; f32 by default.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.compute.precision = precision;
         self
     }
 
     /// Whether blocks are run again on the way back: less memory, a third more time. Off by default.
     pub fn checkpointing(mut self, on: bool) -> Self {
-        self.checkpointing = on;
+        self.compute.checkpointing = on;
         self
     }
 
@@ -226,8 +230,7 @@ impl ClientBuilder {
             server_id: server_id.parse()?,
             token: self.token,
             model,
-            device: self.device,
-            checkpointing: self.checkpointing,
+            compute: self.compute,
             cut: self.cut,
             tail: self.tail,
             name: self.name,

@@ -32,7 +32,7 @@ mod client;
 
 pub use client::{Client, ClientBuilder, ClientError, TrainingData, identity_at};
 pub use cutlayer_data::Record;
-pub use cutlayer_model::DeviceChoice;
+pub use cutlayer_model::{DeviceChoice, Precision};
 pub use cutlayer_node::{Event, JoinReport, NodeError, Stop};
 pub use cutlayer_transport::LinkConfig;
 pub use cutlayer_wire::PeerId;

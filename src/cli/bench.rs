@@ -7,7 +7,7 @@ use super::output::Output;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use cutlayer_lab::{BenchOptions, LabError, SHAPES, StepBench, Subject, bench_step, step_table};
-use cutlayer_model::DeviceChoice;
+use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_node::Stop;
 use std::path::PathBuf;
 
@@ -62,6 +62,9 @@ struct StepArgs {
     /// Where to compute: cpu, wgpu[:n], cuda[:n] or auto
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
+    /// What frozen layers are held and multiplied in: f32, bf16 or, on a GPU, f16
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
     /// Keep only each block's input and run the block again on the way back
     #[arg(long)]
     checkpointing: bool,
@@ -96,6 +99,7 @@ fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit>
         steps: args.steps,
         warmup: args.warmup,
         device: args.device,
+        precision: args.precision,
         checkpointing: args.checkpointing,
         rank: args.rank,
         targets: args.targets,

@@ -1,7 +1,7 @@
 //! From one run file to what each node of the run is told.
 
-use crate::config::{ConfigError, RunConfig, TaskName};
-use cutlayer_node::{CentralConfig, ClientData, JoinConfig, ServeConfig};
+use crate::config::{ConfigError, RunConfig, ServerSection, TaskName};
+use cutlayer_node::{CentralConfig, ClientData, ComputeConfig, JoinConfig, ServeConfig};
 use cutlayer_transport::LinkConfig;
 use cutlayer_wire::{CutPoint, PeerId, Plan, Task};
 use std::net::SocketAddr;
@@ -77,8 +77,7 @@ impl RunConfig {
         Ok(ServeConfig {
             listen: self.server.listen,
             model: self.model_path()?,
-            device: self.server.device,
-            checkpointing: self.server.checkpointing,
+            compute: self.server_compute(),
             plan: self.plan()?,
             aggregator: self.server.aggregator.clone(),
             starting_adapter: self.model.adapter.clone(),
@@ -97,6 +96,11 @@ impl RunConfig {
         })
     }
 
+    fn server_compute(&self) -> ComputeConfig {
+        let ServerSection { device, precision, checkpointing, .. } = self.server;
+        ComputeConfig { device, precision, checkpointing }
+    }
+
     /// What client `index` is told.
     pub fn join_config(&self, index: u32, server: SocketAddr, server_id: PeerId, token: Option<String>) -> Result<JoinConfig, ConfigError> {
         if index >= self.clients.count {
@@ -108,8 +112,11 @@ impl RunConfig {
             server_id,
             token,
             model: self.model_path()?,
-            device: own.device.unwrap_or(self.clients.device),
-            checkpointing: own.checkpointing.unwrap_or(self.clients.checkpointing),
+            compute: ComputeConfig {
+                device: own.device.unwrap_or(self.clients.device),
+                precision: own.precision.unwrap_or(self.clients.precision),
+                checkpointing: own.checkpointing.unwrap_or(self.clients.checkpointing),
+            },
             cut: CutPoint(self.cut_of(index)),
             tail: self.tail_of(index),
             name: self.client_name(index),
@@ -123,8 +130,7 @@ impl RunConfig {
     pub fn central_config(&self, clients: Vec<ClientData>, out: PathBuf) -> Result<CentralConfig, ConfigError> {
         Ok(CentralConfig {
             model: self.model_path()?,
-            device: self.server.device,
-            checkpointing: self.server.checkpointing,
+            compute: self.server_compute(),
             plan: self.plan()?,
             starting_adapter: self.model.adapter.clone(),
             clients,

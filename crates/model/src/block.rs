@@ -7,7 +7,7 @@ use crate::lora::Bound;
 use crate::ops::{Heads, Kernels};
 use crate::rows::Rows;
 use crate::spec::{BlockSpec, NormOrder, RotaryScaling, RotarySpec};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// One or more frozen projections of the same input, side by side: `[in, out]`.
 #[derive(Clone, Debug)]
@@ -82,8 +82,11 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    pub fn new(spec: &BlockSpec, rows: &Rows, kernels: Kernels, device: &Device) -> Self {
-        let rotary = spec.rotary.as_ref().map(|rotary| angles(rotary, spec.head_dim, &rows.positions(), device));
+    pub fn new(spec: &BlockSpec, rows: &Rows, kernels: Kernels, activations: DType, device: &Device) -> Self {
+        let rotary = spec.rotary.as_ref().map(|rotary| {
+            let (cos, sin) = angles(rotary, spec.head_dim, &rows.positions(), device);
+            (cos.cast(activations), sin.cast(activations))
+        });
         let spans: Vec<i32> = rows.spans(spec.causal, spec.window).into_iter().flatten().map(|at| at as i32).collect();
         let spans = Tensor::from_data(TensorData::new(spans, [rows.tokens(), 4]), device);
         Self { kernels, rows: rows.clone(), rotary, spans }

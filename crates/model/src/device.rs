@@ -36,6 +36,14 @@ pub enum DeviceError {
         /// The feature.
         feature: &'static str,
     },
+    /// Another precision than the device has.
+    #[error("precision {precision} cannot be had here: {reason}; use f32")]
+    Precision {
+        /// The precision.
+        precision: crate::precision::Precision,
+        /// Why not.
+        reason: String,
+    },
     /// Compiled in, but not on this machine.
     #[error("device {device} did not start: {reason}; check the driver, or use `cpu`")]
     Absent {

@@ -8,15 +8,19 @@ use crate::block::{Block, Linear, Mlp, Norm};
 use crate::folder::{FolderError, ModelFolder};
 use crate::head::Head;
 use crate::ops::Kernels;
+use crate::precision::{Precision, Types};
 use crate::rows::{Rows, indices};
 use crate::spec::{HeadSpec, LinearSpec, MlpSpec, ModelSpec, NormKind, NormSpec, QkvSpec, WeightLayout};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use std::collections::BTreeMap;
 
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// The device lacks the precision.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// The folder or a tensor in it.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -105,6 +109,7 @@ pub struct Frozen {
     device: Device,
     labels: usize,
     kernels: Kernels,
+    types: Types,
     embedding: Option<Embedding>,
     blocks: BTreeMap<usize, Block>,
     head: Option<Head>,
@@ -129,18 +134,34 @@ pub fn read_spec(folder: &ModelFolder) -> Result<ModelSpec, LoadError> {
 }
 
 impl Frozen {
-    /// Reads `parts` of the model in `folder` onto `device`; a classifier there has `labels` classes.
+    /// Reads `parts` of the model in `folder` onto `device`, in f32; a classifier there has `labels` classes.
     pub fn load(folder: &ModelFolder, parts: &Parts, labels: usize, device: &Device) -> Result<Self, LoadError> {
+        Self::load_as(Precision::F32, folder, parts, labels, device)
+    }
+
+    /// The same in `precision`.
+    pub fn load_as(precision: Precision, folder: &ModelFolder, parts: &Parts, labels: usize, device: &Device) -> Result<Self, LoadError> {
+        let types = precision.types(device)?;
         let spec = read_spec(folder)?;
         let (prefix, table) = check_names(folder, &spec)?;
         let source = FromFolder { folder, device };
-        Self::assemble(spec, &source, prefix, table, parts, labels, device, Kernels::on(device))
+        Self::assemble(spec, &source, prefix, table, parts, labels, device, Kernels::on(device), types)
     }
 
     /// The whole model on tensors at hand, by their full names: for training every weight of a small model.
     pub(crate) fn on(spec: &ModelSpec, tensors: &BTreeMap<String, Tensor<2>>, device: &Device) -> Result<Self, LoadError> {
         let table = format!("{}{}", spec.prefix, spec.embedding.tokens);
-        Self::assemble(spec.clone(), tensors, spec.prefix, table, &Parts::whole(spec.blocks), 0, device, Kernels::Composed)
+        Self::assemble(
+            spec.clone(),
+            tensors,
+            spec.prefix,
+            table,
+            &Parts::whole(spec.blocks),
+            0,
+            device,
+            Kernels::Composed,
+            Types { matrices: DType::F32, activations: DType::F32 },
+        )
     }
 
     #[allow(clippy::too_many_arguments, reason = "private, called twice")]
@@ -153,12 +174,13 @@ impl Frozen {
         labels: usize,
         device: &Device,
         kernels: Kernels,
+        types: Types,
     ) -> Result<Self, LoadError> {
-        let reader = Reader { source, spec: &spec, prefix, table };
+        let reader = Reader { source, spec: &spec, prefix, table, types };
         let embedding = parts.embedding.then(|| reader.embedding()).transpose()?;
         let blocks = parts.blocks.iter().map(|&index| Ok((index, reader.block(index)?))).collect::<Result<_, LoadError>>()?;
         let head = if parts.head { Some(reader.head(embedding.as_ref())?) } else { None };
-        Ok(Self { device: device.clone(), labels, kernels, embedding, blocks, head, spec })
+        Ok(Self { device: device.clone(), labels, kernels, types, embedding, blocks, head, spec })
     }
 
     /// The same layers, computed by other kernels: to hold one against the other.
@@ -169,6 +191,11 @@ impl Frozen {
     /// What computes them.
     pub fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// What activations are computed in.
+    pub(crate) fn activations(&self) -> DType {
+        self.types.activations
     }
 
     /// The model's description.
@@ -197,7 +224,7 @@ impl Frozen {
     /// Hidden states `[n, d]` of the ids.
     pub(crate) fn embed(&self, ids: &[u32], rows: &Rows) -> Tensor<2> {
         let embedding = self.embedding.as_ref().expect("a stage that takes tokens was loaded with the embedding");
-        let mut hidden = embedding.tokens.clone().select(0, indices(ids, &self.device));
+        let mut hidden = embedding.tokens.clone().select(0, indices(ids, &self.device)).cast(self.types.activations);
         if let Some(positions) = &embedding.positions {
             hidden = hidden + positions.clone().select(0, indices(&rows.positions(), &self.device));
         }
@@ -339,15 +366,27 @@ struct Reader<'a> {
     prefix: &'static str,
     /// Full name of the embedding table: that of the head in a checkpoint that stores the tied matrix so.
     table: String,
+    types: Types,
 }
 
 impl Reader<'_> {
+    /// A weight matrix or a table.
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
+        self.read_as(name, shape, self.types.matrices)
+    }
+
+    /// A vector, or a table that is added to activations.
+    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, LoadError> {
+        self.read_as(name, shape, self.types.activations)
+    }
+
     fn block_prefix(&self, index: usize) -> String {
         format!("{}{}{index}.", self.prefix, self.spec.block_path)
     }
 
-    fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, LoadError> {
-        Ok(self.source.read(name, &shape)?.reshape(shape))
+    fn read_as<const D: usize>(&self, name: &str, shape: [usize; D], kind: DType) -> Result<Tensor<D>, LoadError> {
+        let tensor = self.source.read(name, &shape)?.reshape(shape);
+        Ok(if kind == DType::F32 { tensor } else { tensor.cast(kind) })
     }
 
     fn embedding(&self) -> Result<Embedding, LoadError> {
@@ -359,7 +398,7 @@ impl Reader<'_> {
             .map(|(name, types)| Ok::<_, LoadError>(self.read::<2>(&format!("{prefix}{name}"), [types, d])?.narrow(0, 0, 1).reshape([d])))
             .transpose()?;
         let norm = spec.norm.as_ref().map(|norm| self.norm(prefix, norm, d)).transpose()?;
-        Ok(Embedding { tokens: self.read(&self.table, [self.spec.vocab, d])?, positions, token_type, norm })
+        Ok(Embedding { tokens: self.matrix(&self.table, [self.spec.vocab, d])?, positions, token_type, norm })
     }
 
     fn block(&self, index: usize) -> Result<Block, LoadError> {
@@ -392,14 +431,14 @@ impl Reader<'_> {
             HeadSpec::LanguageModel { norm, weight, tied } => {
                 let table = match (tied, embedding) {
                     (true, Some(embedding)) => embedding.tokens.clone(),
-                    (true, None) => self.read(&self.table, [vocab, d])?,
-                    (false, _) => self.read(weight, [vocab, d])?,
+                    (true, None) => self.matrix(&self.table, [vocab, d])?,
+                    (false, _) => self.matrix(weight, [vocab, d])?,
                 };
                 Ok(Head::LanguageModel { norm: self.norm(self.prefix, norm, d)?, table })
             }
             HeadSpec::Classifier { pooler, classifier } => {
                 let name = format!("{}{pooler}", self.prefix);
-                let weight: Tensor<2> = self.read(&format!("{name}.weight"), [d, d])?;
+                let weight = self.matrix(&format!("{name}.weight"), [d, d])?;
                 let bias = Some(self.read(&format!("{name}.bias"), [d])?);
                 Ok(Head::Classifier {
                     pooler: Linear { parts: vec![(name, d)], weight: weight.transpose(), bias },
@@ -423,7 +462,7 @@ impl Reader<'_> {
         let mut stored: Vec<Tensor<2>> = vec![];
         for spec in specs {
             let shape = stored_shape(spec);
-            stored.push(self.read(&format!("{prefix}{}.weight", spec.path), [shape[0], shape[1]])?);
+            stored.push(self.matrix(&format!("{prefix}{}.weight", spec.path), [shape[0], shape[1]])?);
         }
         let weight = match specs[0].layout {
             WeightLayout::OutIn => side_by_side(stored, 0).transpose(),
@@ -434,7 +473,7 @@ impl Reader<'_> {
             for spec in specs {
                 parts.push(match spec.bias {
                     true => self.read(&format!("{prefix}{}.bias", spec.path), [spec.outputs])?,
-                    false => Tensor::zeros([spec.outputs], &weight.device().inner()),
+                    false => Tensor::<1>::zeros([spec.outputs], &weight.device().inner()).cast(self.types.activations),
                 });
             }
             Some(side_by_side(parts, 0))

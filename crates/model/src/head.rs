@@ -6,7 +6,7 @@ use crate::block::{Linear, Norm};
 use crate::lora::{Bound, KEY_PREFIX, download};
 use crate::ops::{Kernels, composed};
 use crate::rows::{Rows, indices};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use cutlayer_wire::EvalSums;
 
 /// Labels below zero are not scored.
@@ -32,7 +32,9 @@ impl Head {
     /// Logits of every token `[n, v]`, or of every sequence `[sequences, classes]`.
     pub fn logits(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, adapter: &Bound) -> Tensor<2> {
         match self {
-            Head::LanguageModel { norm, table } => norm.forward(kernels, hidden_nd).matmul(table.clone().transpose()),
+            Head::LanguageModel { norm, table } => {
+                kernels.linear(norm.forward(kernels, hidden_nd), table.clone().transpose(), None, None, None)
+            }
             Head::Classifier { pooler, path } => classify(kernels, pooler, path, pick(hidden_nd, &rows.firsts()), adapter),
         }
     }
@@ -64,7 +66,7 @@ impl Head {
 }
 
 fn classify(kernels: Kernels, pooler: &Linear, path: &str, x_nd: Tensor<2>, adapter: &Bound) -> Tensor<2> {
-    let pooled = pooler.forward(kernels, x_nd, None, adapter).tanh();
+    let pooled = pooler.forward(kernels, x_nd, None, adapter).cast(DType::F32).tanh();
     let weight = adapter.leaf(&format!("{KEY_PREFIX}{path}.weight")).expect("a classifier stage trains its classifier");
     let bias = adapter.leaf(&format!("{KEY_PREFIX}{path}.bias")).expect("a classifier stage trains its classifier");
     pooled.matmul(weight.clone().transpose()) + bias.clone()

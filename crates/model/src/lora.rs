@@ -5,7 +5,7 @@
 
 use crate::optimizer::decimal;
 use crate::spec::{HeadSpec, LinearSpec, ModelSpec};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use cutlayer_wire::{AdapterState, HostTensor, LoraSpec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -227,7 +227,7 @@ impl Adapter {
     }
 
     /// The adapter for one step: with gradients to be taken if `train`, and dropout drawn from `dropout_seed`.
-    pub(crate) fn bind(&self, train: bool, dropout_seed: u64) -> Bound {
+    pub(crate) fn bind(&self, train: bool, dropout_seed: u64, activations: DType) -> Bound {
         let leaf = |parameter: &Parameter| {
             if train { parameter.value.clone().autodiff().require_grad() } else { parameter.value.clone() }
         };
@@ -235,6 +235,7 @@ impl Adapter {
             scale: self.scale,
             dropout: if train { self.dropout } else { 0.0 },
             dropout_seed,
+            activations,
             leaves: self.parameters.iter().map(|(key, parameter)| (key.clone(), leaf(parameter))).collect(),
         }
     }
@@ -269,6 +270,8 @@ pub(crate) struct Bound {
     scale: f64,
     dropout: f64,
     dropout_seed: u64,
+    /// What the factors are cast to where they meet activations.
+    activations: DType,
     pub(crate) leaves: BTreeMap<String, Tensor<2>>,
 }
 
@@ -285,7 +288,8 @@ impl Bound {
     }
 
     fn pair(&self, path: &str) -> Option<(Tensor<2>, Tensor<2>)> {
-        Some((self.leaves.get(&key_a(path))?.clone(), self.leaves.get(&key_b(path))?.clone().mul_scalar(self.scale)))
+        let (a, b) = (self.leaves.get(&key_a(path))?.clone(), self.leaves.get(&key_b(path))?.clone().mul_scalar(self.scale));
+        Some((a.cast(self.activations), b.cast(self.activations)))
     }
 
     /// The adapters of projections that stand side by side, of these paths and widths, as one pair: `A [r, in]` of all stacked, and
@@ -298,7 +302,8 @@ impl Bound {
             return Some((a.clone(), b.clone()));
         }
         let device = pairs.iter().flatten().next()?.0.device().inner();
-        let zeros = |rows: usize, columns: usize| (columns > 0).then(|| Tensor::zeros([rows, columns], &device));
+        let zeros =
+            |rows: usize, columns: usize| (columns > 0).then(|| Tensor::<2>::zeros([rows, columns], &device).cast(self.activations));
         let mut before = 0;
         let mut blocks = vec![];
         for ((pair, own), (_, outputs)) in pairs.iter().zip(ranks).zip(parts) {
@@ -315,13 +320,15 @@ impl Bound {
         let [n, _] = x_nd.dims();
         let term = |path: &String| {
             let (a, b) = self.pair(path)?;
-            Some((x_nd.clone() * self.dropout_mask(path, x_nd)).matmul(a.transpose()).matmul(b.transpose()))
+            Some((x_nd.clone() * self.dropout_mask(path, x_nd).cast(self.activations)).matmul(a.transpose()).matmul(b.transpose()))
         };
         let terms: Vec<Option<Tensor<2>>> = parts.iter().map(|(path, _)| term(path)).collect();
         terms.iter().any(Option::is_some).then(|| {
             let device = x_nd.device().inner();
-            let all =
-                terms.into_iter().zip(parts).map(|(term, (_, outputs))| term.unwrap_or_else(|| Tensor::zeros([n, *outputs], &device)));
+            let all = terms
+                .into_iter()
+                .zip(parts)
+                .map(|(term, (_, outputs))| term.unwrap_or_else(|| Tensor::<2>::zeros([n, *outputs], &device).cast(self.activations)));
             Tensor::cat(all.collect(), 1)
         })
     }
@@ -331,7 +338,11 @@ impl Bound {
         let [n, d] = x_nd.dims();
         let mut random = random_for(self.dropout_seed, path);
         let kept = (1.0 / (1.0 - self.dropout)) as f32;
-        let values: Vec<f32> = (0..n * d).map(|_| if random.random_bool(self.dropout) { 0.0 } else { kept }).collect();
+        // A feature is dropped where the random word is below its share of all words.
+        let share = (self.dropout * f64::from(u32::MAX)) as u32;
+        let mut words = vec![0u32; n * d];
+        random.fill(&mut words[..]);
+        let values: Vec<f32> = words.into_iter().map(|word| if word < share { 0.0 } else { kept }).collect();
         Tensor::from_data(TensorData::new(values, [n, d]), &x_nd.device().inner())
     }
 

@@ -10,7 +10,7 @@ use crate::ops::Kernels;
 use crate::optimizer::{self, Gradients};
 use crate::rows::Rows;
 use crate::spec::ModelSpec;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use cutlayer_wire::{AdapterState, EvalSums, HostTensor, OptimizerSpec};
 use std::collections::BTreeMap;
 
@@ -79,9 +79,9 @@ impl Pretrainer {
     }
 
     fn run(&self, ids: &[u32], rows: &Rows, labels: &[i32], train: bool) -> Result<(EvalSums, Gradients), PretrainError> {
-        let bound = self.weights.bind(train, 0);
+        let bound = self.weights.bind(train, 0, DType::F32);
         let model = Frozen::on(&self.spec, &bound.leaves, &self.device)?;
-        let around = Surroundings::new(&self.spec.block, rows, Kernels::Composed, &self.device);
+        let around = Surroundings::new(&self.spec.block, rows, Kernels::Composed, DType::F32, &self.device);
         let mut hidden = model.embed(ids, rows);
         for index in 0..self.spec.blocks {
             hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bound);

@@ -9,7 +9,7 @@ use crate::head::Loss;
 use crate::lora::{Adapter, AdapterError, Bound, shapes};
 use crate::optimizer::{self, Gradients};
 use crate::rows::Rows;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use cutlayer_wire::{AdapterState, EvalSums, LoraSpec, OptimizerSpec, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -173,7 +173,7 @@ impl Stage {
     /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[n, d]`, off the tape.
     pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<2>, StageError> {
         let tape = self.run(step, blocks, input, rows, mode)?;
-        let result = tape.output.clone().inner();
+        let result = tape.output.clone().inner().cast(DType::F32);
         if let Mode::Train { .. } = mode {
             if self.tapes.len() >= TAPES_MAX {
                 return Err(StageError::TooManyTapes { step });
@@ -190,7 +190,8 @@ impl Stage {
         if found != expected {
             return Err(StageError::Shape { step, found: found.to_vec(), expected: expected.to_vec() });
         }
-        Ok(self.spend(tape, gradient_nd))
+        let gradient_nd = gradient_nd.cast(self.frozen.activations());
+        Ok(self.spend(tape, gradient_nd).map(|gradient| gradient.cast(DType::F32)))
     }
 
     /// Runs `blocks` and the head, and in training the whole backward pass too: the last stage of a step.
@@ -224,7 +225,7 @@ impl Stage {
         let upstream = match mean {
             Some(mean) if mode != Mode::Evaluate && mean.is_tracked() => {
                 let gradient = self.differentiate(mean, Some(top), &tape.adapter);
-                gradient.and_then(|gradient| self.spend(tape, gradient))
+                gradient.and_then(|gradient| self.spend(tape, gradient)).map(|gradient| gradient.cast(DType::F32))
             }
             _ => tape.leaf.map(|leaf| Tensor::zeros(leaf.dims(), self.frozen.device())),
         };
@@ -263,10 +264,10 @@ impl Stage {
             Mode::Train { dropout_seed } => (true, dropout_seed),
             Mode::Evaluate => (false, 0),
         };
-        let adapter = self.adapter.bind(train, dropout_seed);
+        let adapter = self.adapter.bind(train, dropout_seed, self.frozen.activations());
         let (leaf, mut output) = self.enter(step, input, rows, train)?;
         let spec = &self.frozen.spec().block;
-        let around = Surroundings::new(spec, rows, self.frozen.kernels(), self.frozen.device());
+        let around = Surroundings::new(spec, rows, self.frozen.kernels(), self.frozen.activations(), self.frozen.device());
         if !(train && self.checkpointing) {
             for index in blocks {
                 output = self.frozen.block(index).forward(spec, output, &around, &adapter);
@@ -328,6 +329,7 @@ impl Stage {
                 if hidden.dims() != expected {
                     return Err(StageError::Shape { step, found: hidden.dims().to_vec(), expected: expected.to_vec() });
                 }
+                let hidden = hidden.cast(self.frozen.activations());
                 if train && wanted {
                     let leaf = hidden.autodiff().require_grad();
                     Ok((Some(leaf.clone()), leaf))

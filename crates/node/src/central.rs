@@ -1,6 +1,7 @@
 //! The same job without a cut, in one process: what a split run is measured against.
 
 use crate::adapters::{peft_config, starting};
+use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
 use crate::phases::{Phase, PhaseClock};
@@ -19,10 +20,8 @@ use std::time::Instant;
 pub struct CentralConfig {
     /// Folder of the base model.
     pub model: PathBuf,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Whether blocks are run again on the way back, to save memory.
-    pub checkpointing: bool,
+    /// Where and how this side computes.
+    pub compute: ComputeConfig,
     /// The plan; every step takes one batch of each client, joined, so that it sees what a step of all clients sees.
     pub plan: Plan,
     /// PEFT folder to start from.
@@ -79,11 +78,11 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
     plan.validate()?;
     let folder = ModelFolder::open(&config.model)?;
     let spec = read_spec(&folder)?;
-    let device = config.device.open()?;
+    let device = config.compute.device.open()?;
     let start = starting(&spec, &plan.task, &plan.adapter, plan.seed, config.starting_adapter.as_deref())?;
-    let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(&plan.task), &device)?);
+    let frozen = config.compute.load(&folder, &Parts::whole(spec.blocks), classes(&plan.task), &device)?;
     let mut stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
-    stage.set_checkpointing(config.checkpointing);
+    stage.set_checkpointing(config.compute.checkpointing);
     let clock = PhaseClock::new(config.phases, &device);
     let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0, clock };
     let mut clients = (0u32..)

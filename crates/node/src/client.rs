@@ -1,6 +1,7 @@
 //! The client: joins a run, takes its steps through the cut, sends its adapter, scores the global one.
 
 use crate::compute::Compute;
+use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
 use crate::phases::Phases;
@@ -9,7 +10,7 @@ use crate::schedule::StepClock;
 use crate::side::{Agreement, ClientSide, Doing};
 use crate::stop::Stop;
 use cutlayer_data::Batch;
-use cutlayer_model::{DeviceChoice, ModelFolder, PeftFolder, read_spec};
+use cutlayer_model::{ModelFolder, PeftFolder, read_spec};
 use cutlayer_transport::{Control, Identity, Link, LinkConfig, connect};
 use cutlayer_wire::{
     AdapterFrame, AdapterLimits, BaseHash, ClientSession, CutPoint, Encoding, EvalSums, Frame, FrameKind, FrameLimits, Message,
@@ -31,10 +32,8 @@ pub struct JoinConfig {
     pub token: Option<String>,
     /// Folder of the base model.
     pub model: PathBuf,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Whether blocks are run again on the way back, to save memory.
-    pub checkpointing: bool,
+    /// Where and how this side computes.
+    pub compute: ComputeConfig,
     /// Blocks to run from the bottom.
     pub cut: CutPoint,
     /// Blocks to run from the top, with the head and the labels (U-shape); `None` for a vanilla split.
@@ -77,7 +76,7 @@ pub async fn join(
     let folder = ModelFolder::open(&config.model)?;
     let spec = read_spec(&folder)?;
     check_cut(&config, spec.blocks)?;
-    let device = config.device.open()?;
+    let device = config.compute.device.open()?;
     let base = folder.base_hash()?;
     let link = connect(config.server, identity, config.server_id, config.token.as_deref(), &config.link).await?;
     let mut control = link.open_control().await?;
@@ -146,8 +145,8 @@ async fn agree(config: &JoinConfig, control: &mut Control, session: &mut ClientS
         Message::Welcome { plan, activations, gradients, client, .. } => {
             plan.validate()?;
             let (cut, tail) = (config.cut.0.into(), config.tail.map(usize::from));
-            let (phases, checkpointing) = (config.phases, config.checkpointing);
-            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases, checkpointing })
+            let (phases, compute) = (config.phases, config.compute);
+            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases, compute })
         }
         Message::Refused { code, reason } => Err(NodeError::Refused { code, reason }),
         other => Err(NodeError::Ended { reason: format!("the server answered Hello with {}", other.name()) }),

@@ -2,6 +2,7 @@
 //!
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
+use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::StepClock;
@@ -54,7 +55,7 @@ impl Edge {
     /// Reads blocks `first..` of the model, and the head if `head`.
     pub fn load(
         folder: &ModelFolder,
-        device: &Device,
+        (compute, device): (ComputeConfig, &Device),
         plan: Plan,
         (activations, gradients): (Encoding, Encoding),
         first: usize,
@@ -64,9 +65,9 @@ impl Edge {
         let blocks = cutlayer_model::read_spec(folder)?.blocks;
         let labels = crate::prepare::classes(&plan.task);
         let parts = Parts { embedding: false, blocks: (first..blocks).collect(), head };
-        let frozen = Arc::new(Frozen::load(folder, &parts, labels, device)?);
+        let frozen = compute.load(folder, &parts, labels, device)?;
         let clock = PhaseClock::new(false, device);
-        let (seats, checkpointing) = (BTreeMap::new(), false);
+        let (seats, checkpointing) = (BTreeMap::new(), compute.checkpointing);
         let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats, global, clock, checkpointing };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
@@ -77,13 +78,6 @@ impl Edge {
     /// The same, with the phases of its steps timed if `asked`.
     pub fn timed(mut self, asked: bool) -> Self {
         self.clock = PhaseClock::new(asked, self.frozen.device());
-        self
-    }
-
-    /// The same, running blocks again on the way back if `on`.
-    pub fn checkpointing(mut self, on: bool) -> Self {
-        self.checkpointing = on;
-        self.shared.iter_mut().for_each(|stage| stage.set_checkpointing(on));
         self
     }
 

@@ -9,6 +9,7 @@ mod adapters;
 mod central;
 mod client;
 mod compute;
+mod compute_config;
 mod edge;
 mod error;
 mod event;
@@ -22,6 +23,7 @@ mod turn;
 
 pub use central::{CentralConfig, CentralReport, Scorer, central};
 pub use client::{JoinConfig, JoinReport, join};
+pub use compute_config::ComputeConfig;
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
 pub use phases::Phases;

@@ -7,6 +7,7 @@ mod session;
 
 use crate::adapters::{peft_config, starting};
 use crate::compute::Compute;
+use crate::compute_config::ComputeConfig;
 use crate::edge::Edge;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
@@ -14,7 +15,7 @@ use crate::stop::Stop;
 use crate::turn::Turns;
 use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
 use cutlayer_model::spec::ModelSpec;
-use cutlayer_model::{DeviceChoice, ModelFolder, PeftConfig, PeftFolder, read_spec};
+use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
 use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
 use cutlayer_wire::{AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, StepOrder};
 use roster::{Command, Roster};
@@ -37,10 +38,8 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Folder of the base model.
     pub model: PathBuf,
-    /// Where to compute.
-    pub device: DeviceChoice,
-    /// Whether blocks are run again on the way back, to save memory.
-    pub checkpointing: bool,
+    /// Where and how this side computes.
+    pub compute: ComputeConfig,
     /// What all clients are told to do.
     pub plan: Plan,
     /// Name of the aggregation strategy.
@@ -138,13 +137,13 @@ pub async fn serve(
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
     let coordinator = Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
 
-    let device = config.device.open()?;
+    let device = config.compute.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
     let (first, head) = (usize::from(config.first_block), config.head);
-    let (phases, checkpointing) = (config.phases, config.checkpointing);
+    let (phases, compute) = (config.phases, config.compute);
     let load = move || {
-        let edge = Edge::load(&folder, &device, plan, encodings, first, head, global)?;
-        Ok::<_, NodeError>(edge.timed(phases).checkpointing(checkpointing))
+        let edge = Edge::load(&folder, (compute, &device), plan, encodings, first, head, global)?;
+        Ok::<_, NodeError>(edge.timed(phases))
     };
     let edge = Compute::start("edge", load).await?;
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;

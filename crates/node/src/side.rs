@@ -2,11 +2,12 @@
 //!
 //! Owned by the client's compute thread. Frames in, frames out; it knows no socket.
 
+use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::StepClock;
 use cutlayer_data::Batch;
-use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_model::{Device, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Layout, Plan, RoundId, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,8 +26,8 @@ pub(crate) struct Agreement {
     pub tail: Option<usize>,
     /// Whether to time the phases of a step; this side's own wish.
     pub phases: bool,
-    /// Whether blocks are run again on the way back; this side's own choice.
-    pub checkpointing: bool,
+    /// How it computes; this side's own choice.
+    pub compute: ComputeConfig,
 }
 
 /// The client's layers, adapters and optimizers.
@@ -54,14 +55,14 @@ impl ClientSide {
     pub fn load(folder: &ModelFolder, device: &Device, agreed: Agreement) -> Result<Self, NodeError> {
         let blocks = cutlayer_model::read_spec(folder)?.blocks;
         let labels = crate::prepare::classes(&agreed.plan.task);
-        let frozen = Arc::new(Frozen::load(folder, &Parts::client(blocks, agreed.cut, agreed.tail), labels, device)?);
+        let frozen = agreed.compute.load(folder, &Parts::client(blocks, agreed.cut, agreed.tail), labels, device)?;
         let front_blocks = 0..agreed.cut;
         let tail_blocks = blocks - agreed.tail.unwrap_or(0)..blocks;
         let plan = &agreed.plan;
         let stage = |trained: Range<usize>, head: bool| -> Result<Stage, NodeError> {
             let shapes = lora::shapes(frozen.spec(), &plan.adapter, trained.clone(), head, labels)?;
             let mut stage = Stage::new(frozen.clone(), trained, head, &plan.adapter, &lora::initial(&shapes, plan.seed))?;
-            stage.set_checkpointing(agreed.checkpointing);
+            stage.set_checkpointing(agreed.compute.checkpointing);
             Ok(stage)
         };
         let front = stage(front_blocks.clone(), false)?;

@@ -5,8 +5,8 @@
 use cutlayer_data::{Record, train_tokenizer};
 use cutlayer_model::{DeviceChoice, ExportDtype, PeftFolder, Pretrainer, write_model};
 use cutlayer_node::{
-    CentralConfig, CentralReport, ClientData, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport, Stop, central,
-    join, no_events, serve,
+    CentralConfig, CentralReport, ClientData, ComputeConfig, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport,
+    Stop, central, join, no_events, serve,
 };
 use cutlayer_transport::{AllowList, Identity, LinkConfig, connect};
 use cutlayer_wire::{
@@ -78,7 +78,7 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
     ServeConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         model: ground.model.path().into(),
-        device: DeviceChoice::Cpu,
+        compute: ComputeConfig::default(),
         plan: plan.clone(),
         aggregator: "fedavg".into(),
         starting_adapter: None,
@@ -94,7 +94,6 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         link: LinkConfig::default(),
         out: ground.run.path().join("adapter"),
         phases: false,
-        checkpointing: false,
     }
 }
 
@@ -140,14 +139,13 @@ impl Running {
             server_id: self.server,
             token: None,
             model: ground.model.path().into(),
-            device: DeviceChoice::Cpu,
+            compute: ComputeConfig::default(),
             cut: CutPoint(cut),
             tail,
             name: name.into(),
             link: LinkConfig::default(),
             out: None,
             phases: false,
-            checkpointing: false,
         }
     }
 }
@@ -196,13 +194,12 @@ fn uncut(plan: &Plan, clients: usize) -> (AdapterState, CentralReport) {
     let out = ground.run.path().join("adapter");
     let config = CentralConfig {
         model: ground.model.path().into(),
-        device: DeviceChoice::Cpu,
+        compute: ComputeConfig::default(),
         plan: plan.clone(),
         starting_adapter: None,
         clients: (0..clients).map(|index| ClientData { train: texts(index), eval: texts(index + 10) }).collect(),
         out: out.clone(),
         phases: false,
-        checkpointing: false,
     };
     let report = central(config, &no_events(), &Stop::new()).unwrap();
     (PeftFolder::read(&out).unwrap().1, report)

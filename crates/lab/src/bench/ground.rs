@@ -132,8 +132,8 @@ name = "bench"
 model = {{ path = {model} }}
 adapter = {{ rank = {rank}, alpha = {alpha:.1}, targets = {targets} }}
 split = {{ mode = "{mode}", cut = {cut} }}
-clients = {{ count = 1, device = "{device}", checkpointing = {checkpointing} }}
-server = {{ device = "{device}", checkpointing = {checkpointing}, join_deadline_s = 3600, round_deadline_s = 604800 }}
+clients = {{ count = 1, device = "{device}", precision = "{precision}", checkpointing = {checkpointing} }}
+server = {{ device = "{device}", precision = "{precision}", checkpointing = {checkpointing}, join_deadline_s = 3600, round_deadline_s = 604800 }}
 [train]
 task = "{task}"
 labels = {labels:?}
@@ -150,6 +150,7 @@ source = {{ path = {data}, text = "text"{label} }}
         rank = bench.rank,
         alpha = 2.0 * f64::from(bench.rank),
         device = bench.device,
+        precision = bench.precision,
         checkpointing = bench.checkpointing,
         local_steps = local_steps(bench),
         sequences = bench.sequences,
@@ -186,6 +187,7 @@ mod tests {
             steps: 3,
             warmup: 1,
             device: DeviceChoice::Cpu,
+            precision: cutlayer_model::Precision::F32,
             checkpointing: false,
             rank: 4,
             targets: vec![],

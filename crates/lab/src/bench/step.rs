@@ -40,6 +40,8 @@ pub struct StepBench {
     pub warmup: u32,
     /// Where both sides compute.
     pub device: DeviceChoice,
+    /// What both sides hold and multiply frozen layers in.
+    pub precision: cutlayer_model::Precision,
     /// Whether both sides run blocks again on the way back, to save memory.
     pub checkpointing: bool,
     /// Rank of the adapter.
@@ -159,6 +161,7 @@ mod tests {
             steps,
             warmup,
             device: DeviceChoice::Cpu,
+            precision: cutlayer_model::Precision::F32,
             checkpointing: false,
             rank: 8,
             targets,

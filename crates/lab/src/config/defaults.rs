@@ -5,7 +5,7 @@ use super::sections::{
     AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection, SplitSection,
     TaskName, TrainSection,
 };
-use cutlayer_model::DeviceChoice;
+use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -71,13 +71,14 @@ pub(super) fn optimizer() -> OptimizerSection {
 }
 
 pub(super) fn clients() -> ClientsSection {
-    ClientsSection { count: 3, per_round: 0, device: DeviceChoice::Cpu, checkpointing: false }
+    ClientsSection { count: 3, per_round: 0, device: DeviceChoice::Cpu, precision: Precision::F32, checkpointing: false }
 }
 
 pub(super) fn server() -> ServerSection {
     ServerSection {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         device: DeviceChoice::Cpu,
+        precision: Precision::F32,
         checkpointing: false,
         aggregator: "fedavg".into(),
         weighting: Weighting::Tokens,

@@ -4,7 +4,7 @@
 use super::cuts::Cuts;
 use super::defaults;
 use cutlayer_data::DataSpec;
-use cutlayer_model::DeviceChoice;
+use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -144,6 +144,8 @@ pub struct ClientsSection {
     pub per_round: u32,
     /// Where they compute.
     pub device: DeviceChoice,
+    /// What their frozen layers are held and multiplied in: f32, bf16 or, on a GPU, f16.
+    pub precision: Precision,
     /// Whether they keep only each block's input and run the block again on the way back: less memory, a third more time.
     pub checkpointing: bool,
 }
@@ -156,6 +158,8 @@ pub struct ServerSection {
     pub listen: SocketAddr,
     /// Where it computes.
     pub device: DeviceChoice,
+    /// What its frozen layers are held and multiplied in: f32, bf16 or, on a GPU, f16.
+    pub precision: Precision,
     /// Whether it keeps only each block's input and runs the block again on the way back: less memory, a third more time.
     pub checkpointing: bool,
     /// How updates are folded.
@@ -200,6 +204,8 @@ pub struct ClientSection {
     pub tail: Option<u16>,
     /// Where it computes.
     pub device: Option<DeviceChoice>,
+    /// What its frozen layers are held and multiplied in.
+    pub precision: Option<Precision>,
     /// Whether it runs blocks again on the way back.
     pub checkpointing: Option<bool>,
     /// Records of its own, in place of a share of `[data]`.

@@ -15,6 +15,7 @@ pub(crate) fn linear(
 ) -> Tensor<2> {
     let low_rank = factors.map(|(a, b)| x_nd.clone().matmul(a.transpose()).matmul(b.transpose()));
     let terms = [bias.map(|bias| bias.unsqueeze()), residual, low_rank];
+    let weight = weight.cast(x_nd.dtype());
     terms.into_iter().flatten().fold(x_nd.matmul(weight), |y, term: Tensor<2>| y + term)
 }
 
@@ -89,6 +90,7 @@ pub(crate) fn attention(qkv: Tensor<2>, rows: &Rows, causal: bool, window: Optio
 
 /// As [`super::projected_loss`], with all logits at once.
 pub(crate) fn projected_loss(x_nd: Tensor<2>, table_vd: Tensor<2>, targets: Tensor<1, Int>) -> (Tensor<1>, Tensor<1, Int>) {
+    let table_vd = table_vd.cast(x_nd.dtype());
     cross_entropy(x_nd.matmul(table_vd.transpose()), targets)
 }
 

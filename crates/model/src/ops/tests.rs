@@ -157,7 +157,7 @@ fn attention_of_grouped_heads_under_every_mask() {
                 let what = format!("{heads}:{kv} x {dim}, {lengths:?}, causal {causal}, window {window:?}");
                 let spec = BlockSpec { causal, window, rotary: None, ..llama().block };
                 assert_same(&what, std::slice::from_ref(&qkv), &upstream, |kernels, x| {
-                    let around = Surroundings::new(&spec, &rows, kernels, &qkv.device());
+                    let around = Surroundings::new(&spec, &rows, kernels, burn::tensor::DType::F32, &qkv.device());
                     kernels.attention(x[0].clone(), &spec, &around, shape)
                 });
             }

@@ -1,9 +1,10 @@
-//! Matrix products on the CPU: `C = init + Σ A·B` over a few terms, in f32.
+//! Matrix products on the CPU: `C = init + Σ A·B` over a few terms, in f32, or from bf16 with sums in f32.
 //!
 //! A LoRA projection is one product of two terms, `x·W + low·up`, so that the low-rank term costs its share of the contraction and no pass
 //! over memory. Where the machine has AVX-512 the kernel is ours: panels of 48 columns of `B` are packed into the first-level cache
 //! (transposed on the way where `B` is stored so), and `A` is read where it lies. Elsewhere it is the `gemm` crate's.
 
+use half::bf16;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
@@ -19,14 +20,28 @@ const SWEEP: usize = 3072;
 const TASK_ROWS: usize = 32;
 
 /// A matrix somewhere in memory: element `(i, j)` at `i·rs + j·cs`.
+///
+/// A matrix of pairs holds two bf16 in the place of one f32: neighbours in the contraction, the first in the low half. `A` then has half
+/// its columns and `B` half its rows.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    at: *const f32,
+    at: *const u8,
     pub rows: usize,
     pub cols: usize,
     rs: usize,
     cs: usize,
+    kind: Kind,
     lives: PhantomData<&'a [f32]>,
+}
+
+/// What a matrix holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    F32,
+    /// Pairs that lie side by side, in units of a pair.
+    Pairs,
+    /// Pairs whose second half is one stored row below the first, in units of one bf16.
+    SplitPairs,
 }
 
 // SAFETY: a shared view of floats; `new` ties it to the slice it looks at.
@@ -38,7 +53,24 @@ impl<'a> Matrix<'a> {
     /// A view of `data`; panics where it would reach beyond.
     pub fn new(data: &'a [f32], rows: usize, cols: usize, rs: usize, cs: usize) -> Self {
         assert!(rows == 0 || cols == 0 || (rows - 1) * rs + (cols - 1) * cs < data.len(), "a {rows} x {cols} view reaches beyond its data");
-        Self { at: data.as_ptr(), rows, cols, rs, cs, lives: PhantomData }
+        Self { at: data.as_ptr().cast(), rows, cols, rs, cs, kind: Kind::F32, lives: PhantomData }
+    }
+
+    /// Pairs from rows of an even number of bf16: the `A` of a product.
+    pub fn pairs(data: &'a [bf16], rows: usize, cols: usize) -> Self {
+        assert!(cols.is_multiple_of(2) && data.len() == rows * cols, "rows of whole pairs");
+        Self { at: data.as_ptr().cast(), rows, cols: cols / 2, rs: cols / 2, cs: 1, kind: Kind::Pairs, lives: PhantomData }
+    }
+
+    /// Pairs along the rows of a `B` of bf16, `rows` even, that is dense in one direction.
+    pub fn pairs_down(data: &'a [bf16], rows: usize, cols: usize, rs: usize, cs: usize) -> Self {
+        assert!(rows.is_multiple_of(2) && (rows - 1) * rs + (cols - 1) * cs < data.len(), "whole pairs within the data");
+        let (rows, at) = (rows / 2, data.as_ptr().cast());
+        if cs == 1 {
+            return Self { at, rows, cols, rs: 2 * rs, cs, kind: Kind::SplitPairs, lives: PhantomData };
+        }
+        assert!(rs == 1 && cs.is_multiple_of(2), "stored rows of whole pairs");
+        Self { at, rows, cols, rs: 1, cs: cs / 2, kind: Kind::Pairs, lives: PhantomData }
     }
 
     /// The same memory, rows for columns.
@@ -46,9 +78,10 @@ impl<'a> Matrix<'a> {
         Self { rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs, ..self }
     }
 
-    fn skip(self, rows: usize, cols: usize) -> *const f32 {
-        // SAFETY: callers stay within `rows` and `cols`, which `new` checked.
-        unsafe { self.at.add(rows * self.rs + cols * self.cs) }
+    fn skip(self, rows: usize, cols: usize) -> *const u8 {
+        let unit = if self.kind == Kind::SplitPairs { 2 } else { 4 };
+        // SAFETY: callers stay within `rows` and `cols`, which were checked when it was made.
+        unsafe { self.at.add((rows * self.rs + cols * self.cs) * unit) }
     }
 }
 
@@ -137,6 +170,7 @@ fn sweeps<'a>(terms: &[Term<'a>], init: Init<'a>) -> Vec<(Vec<Term<'a>>, Init<'a
 fn check(m: usize, n: usize, terms: &[Term], init: Init, row: usize) {
     for (a, b) in terms {
         assert!(a.rows == m && b.cols == n && a.cols == b.rows, "{}x{} by {}x{} is not {m}x{n}", a.rows, a.cols, b.rows, b.cols);
+        assert!((a.kind == Kind::F32) == (b.kind == Kind::F32) && a.kind != Kind::SplitPairs, "both are f32 or both are pairs");
         assert!(b.rs == 1 || b.cs == 1 || b.rows <= 1 || b.cols <= 1, "B is dense in one direction");
     }
     match init {
@@ -204,6 +238,25 @@ pub(super) fn has_own_kernel() -> bool {
     false
 }
 
+/// Whether the machine multiplies pairs of bf16.
+pub(super) fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return has_own_kernel() && std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Rounds to the nearest bf16, ties to even.
+pub(super) fn round(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len(), "one for each");
+    #[cfg(target_arch = "x86_64")]
+    if multiplies_bf16() {
+        // SAFETY: the machine has AVX-512-BF16.
+        return unsafe { super::gemm_avx512::round(x, out) };
+    }
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = bf16::from_f32(x));
+}
+
 /// # Safety
 /// As `block`.
 unsafe fn panel(m: usize, n: usize, terms: &[Term], start: Start, c: Target, next: Option<usize>) {
@@ -230,6 +283,7 @@ unsafe fn panel_by_crate(m: usize, n: usize, terms: &[Term], start: Start, c: Ta
         }
     }
     for (a, b) in terms {
+        assert!(a.kind == Kind::F32, "pairs are for machines that multiply them: see `multiplies_bf16`");
         let strides = |x: &Matrix| (x.cs as isize, x.rs as isize);
         let ((acs, ars), (bcs, brs)) = (strides(a), strides(b));
         // SAFETY: shapes were checked; C was just written.
@@ -242,10 +296,10 @@ unsafe fn panel_by_crate(m: usize, n: usize, terms: &[Term], start: Start, c: Ta
                 1,
                 c.rs as isize,
                 true,
-                a.at,
+                a.at.cast::<f32>(),
                 acs,
                 ars,
-                b.at,
+                b.at.cast::<f32>(),
                 bcs,
                 brs,
                 1.0f32,
@@ -261,7 +315,11 @@ unsafe fn panel_by_crate(m: usize, n: usize, terms: &[Term], start: Start, c: Ta
 
 impl Matrix<'_> {
     pub(super) fn raw(&self) -> (*const f32, usize, usize) {
-        (self.at, self.rs, self.cs)
+        (self.at.cast(), self.rs, self.cs)
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
     }
 }
 
@@ -280,7 +338,7 @@ mod tests {
     }
 
     fn plain(m: usize, n: usize, terms: &[Term], start: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-        let value = |x: &Matrix, i: usize, j: usize| f64::from(unsafe { *x.at.add(i * x.rs + j * x.cs) });
+        let value = |x: &Matrix, i: usize, j: usize| f64::from(unsafe { *x.at.cast::<f32>().add(i * x.rs + j * x.cs) });
         let sum = |i: usize, j: usize| {
             terms.iter().map(|(a, b)| (0..a.cols).map(|k| value(a, i, k) * value(b, k, j)).sum::<f64>()).sum::<f64>()
                 + f64::from(start(i, j))
@@ -315,6 +373,28 @@ mod tests {
                     panel_by_crate(m, n, &terms, Start { at: residual.as_ptr(), rs: n }, Target { at: by_crate.as_mut_ptr(), rs: n });
                 }
                 assert_close(&by_crate, &with_residual, k);
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_bf16_are_exact_sums_of_rounded_factors() {
+        if !multiplies_bf16() {
+            eprintln!("SKIPPED: this machine does not multiply bf16");
+            return;
+        }
+        let round = |x: &[f32]| x.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>();
+        let widen = |x: &[bf16]| x.iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+        for (case, &(m, n, k)) in [(1, 1, 2), (9, 50, 290), (64, 131, 576), (5, 48, 6200)].iter().enumerate() {
+            let (x, w, residual) = (round(&random(m * k, case as u64)), round(&random(k * n, 90)), random(m * n, 91));
+            let (x_wide, w_wide) = (widen(&x), widen(&w));
+            let a = Matrix::pairs(&x, m, k);
+            for (b, plain_b) in [
+                (Matrix::pairs_down(&w, k, n, n, 1), Matrix::new(&w_wide, k, n, n, 1)),
+                (Matrix::pairs_down(&w, k, n, 1, k), Matrix::new(&w_wide, n, k, k, 1).transposed()),
+            ] {
+                let expected = plain(m, n, &[(Matrix::new(&x_wide, m, k, k, 1), plain_b)], |i, j| residual[i * n + j]);
+                assert_close(&product(m, n, &[(a, b)], Init::Dense(&residual)), &expected, k);
             }
         }
     }

@@ -1,8 +1,10 @@
 //! The AVX-512 kernel of `gemm.rs`: one panel of `C`, at most 48 columns wide, in tiles of 8 rows held in 24 registers.
 
-use super::gemm::{Target, Term, sizes};
+use super::gemm::{Kind, Target, Term, sizes};
+use half::bf16;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::mem::transmute;
 
 const TILE_ROWS: usize = sizes().0;
 const PANEL: usize = sizes().1;
@@ -28,7 +30,12 @@ struct Ahead {
 
 impl Ahead {
     /// `depth x n` of `B` from row `from` and column `column` on.
-    fn new((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usize, column: usize, n: usize) -> Self {
+    fn new((b, rs, cs): (*const f32, usize, usize), kind: Kind, from: usize, depth: usize, column: usize, n: usize) -> Self {
+        if kind == Kind::SplitPairs {
+            // Two stored rows of bf16 for each row of pairs, half as long.
+            let at = b.wrapping_byte_add(2 * (from * rs + column));
+            return Self { at, stride: rs / 4, rows: 2 * depth, lines: n.div_ceil(32) };
+        }
         let at = b.wrapping_add(from * rs + column * cs);
         if cs == 1 {
             Self { at, stride: rs, rows: depth, lines: n.div_ceil(16) }
@@ -68,7 +75,7 @@ struct Tile {
 /// `m` rows of `n <= 48` columns: `C = start + Σ A·B`. A panel as wide as this one may follow `next` columns to the right.
 ///
 /// # Safety
-/// Needs AVX-512F. `c` and, unless null, `start` must reach over `m` rows of `n`, and the terms fit them.
+/// Needs AVX-512F, for pairs AVX-512-BF16 too. `c` and, unless null, `start` must reach over `m` rows of `n`, and the terms fit them.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32, start_rs: usize, c: Target, next: Option<usize>) {
     let rest = n % 16;
@@ -87,19 +94,25 @@ pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32
                 let depth = depth.min(k - from);
                 // SAFETY: within the views; the buffer holds DEPTH x PANEL.
                 unsafe {
-                    pack(b.raw(), from, depth, n, packed);
-                    let a = a_at.add(from * a_cs);
+                    match b.kind() {
+                        Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed),
+                        _ => pack(b.raw(), from, depth, n, packed),
+                    }
+                    let a_from = a_at.add(from * a_cs);
                     let after = from + depth;
                     let ahead = if after < k {
-                        Ahead::new(b.raw(), after, depth.min(k - after), 0, n)
+                        Ahead::new(b.raw(), b.kind(), after, depth.min(k - after), 0, n)
                     } else {
-                        Ahead::new(b.raw(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
+                        Ahead::new(b.raw(), b.kind(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
                     };
-                    let tile = Tile { depth, a, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
-                    match n.div_ceil(16) {
-                        1 => rows::<1>(m, tile),
-                        2 => rows::<2>(m, tile),
-                        _ => rows::<3>(m, tile),
+                    let tile = Tile { depth, a: a_from, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
+                    match (a.kind(), n.div_ceil(16)) {
+                        (Kind::F32, 1) => f32s::rows::<1>(m, tile),
+                        (Kind::F32, 2) => f32s::rows::<2>(m, tile),
+                        (Kind::F32, _) => f32s::rows::<3>(m, tile),
+                        (_, 1) => bf16s::rows::<1>(m, tile),
+                        (_, 2) => bf16s::rows::<2>(m, tile),
+                        (_, _) => bf16s::rows::<3>(m, tile),
                     }
                 }
                 (start, start_rs) = (c.at, c.rs);
@@ -108,76 +121,90 @@ pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32
     });
 }
 
-/// # Safety
-/// As `panel`.
-#[target_feature(enable = "avx512f")]
-unsafe fn rows<const V: usize>(m: usize, tile: Tile) {
-    let at = |i: usize| {
-        // SAFETY: row i of m.
-        unsafe {
-            let start = if tile.start.is_null() { tile.start } else { tile.start.add(i * tile.start_rs) };
-            Tile { a: tile.a.add(i * tile.a_rs), start, c: tile.c.add(i * tile.c_rs), ..tile }
+/// The tiles of a panel, for one way to multiply and add.
+macro_rules! tiles {
+    ($name:ident, $features:literal, $multiply_add:expr) => {
+        mod $name {
+            use super::*;
+
+            /// # Safety
+            /// As `panel`.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn rows<const V: usize>(m: usize, tile: Tile) {
+                let at = |i: usize| {
+                    // SAFETY: row i of m.
+                    unsafe {
+                        let start = if tile.start.is_null() { tile.start } else { tile.start.add(i * tile.start_rs) };
+                        Tile { a: tile.a.add(i * tile.a_rs), start, c: tile.c.add(i * tile.c_rs), ..tile }
+                    }
+                };
+                let whole = m - m % TILE_ROWS;
+                // SAFETY: as the caller promises.
+                unsafe {
+                    for i in (0..whole).step_by(TILE_ROWS) {
+                        tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
+                        kernel::<TILE_ROWS, V>(at(i));
+                    }
+                    match m - whole {
+                        0 => {}
+                        1 => kernel::<1, V>(at(whole)),
+                        2 => kernel::<2, V>(at(whole)),
+                        3 => kernel::<3, V>(at(whole)),
+                        4 => kernel::<4, V>(at(whole)),
+                        5 => kernel::<5, V>(at(whole)),
+                        6 => kernel::<6, V>(at(whole)),
+                        _ => kernel::<7, V>(at(whole)),
+                    }
+                }
+            }
+
+            /// `R` rows by `V` vectors.
+            ///
+            /// # Safety
+            /// As `panel`.
+            #[allow(clippy::needless_range_loop, reason = "a tile is counted in rows and vectors")]
+            #[target_feature(enable = $features)]
+            unsafe fn kernel<const R: usize, const V: usize>(tile: Tile) {
+                let mask = |v: usize| if v + 1 == V { tile.mask } else { 0xffff };
+                let mut sums = [[_mm512_setzero_ps(); V]; R];
+                // SAFETY: the masks keep every access within the views.
+                unsafe {
+                    if !tile.start.is_null() {
+                        for i in 0..R {
+                            for v in 0..V {
+                                sums[i][v] = _mm512_maskz_loadu_ps(mask(v), tile.start.add(i * tile.start_rs + 16 * v));
+                            }
+                        }
+                    }
+                    let (mut a, mut b) = (tile.a, tile.b);
+                    for _ in 0..tile.depth {
+                        let mut columns = [_mm512_setzero_ps(); V];
+                        for (v, column) in columns.iter_mut().enumerate() {
+                            *column = _mm512_load_ps(b.add(16 * v));
+                        }
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            let x = _mm512_set1_ps(*a.add(i * tile.a_rs));
+                            for v in 0..V {
+                                sums[v] = $multiply_add(x, columns[v], sums[v]);
+                            }
+                        }
+                        (a, b) = (a.wrapping_add(tile.a_cs), b.wrapping_add(PANEL));
+                    }
+                    for i in 0..R {
+                        for v in 0..V {
+                            _mm512_mask_storeu_ps(tile.c.add(i * tile.c_rs + 16 * v), mask(v), sums[i][v]);
+                        }
+                    }
+                }
+            }
         }
     };
-    let whole = m - m % TILE_ROWS;
-    // SAFETY: as the caller promises.
-    unsafe {
-        for i in (0..whole).step_by(TILE_ROWS) {
-            tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
-            kernel::<TILE_ROWS, V>(at(i));
-        }
-        match m - whole {
-            0 => {}
-            1 => kernel::<1, V>(at(whole)),
-            2 => kernel::<2, V>(at(whole)),
-            3 => kernel::<3, V>(at(whole)),
-            4 => kernel::<4, V>(at(whole)),
-            5 => kernel::<5, V>(at(whole)),
-            6 => kernel::<6, V>(at(whole)),
-            _ => kernel::<7, V>(at(whole)),
-        }
-    }
 }
 
-/// `R` rows by `V` vectors.
-///
-/// # Safety
-/// As `panel`.
-#[allow(clippy::needless_range_loop, reason = "a tile is counted in rows and vectors")]
-#[target_feature(enable = "avx512f")]
-unsafe fn kernel<const R: usize, const V: usize>(tile: Tile) {
-    let mask = |v: usize| if v + 1 == V { tile.mask } else { 0xffff };
-    let mut sums = [[_mm512_setzero_ps(); V]; R];
-    // SAFETY: the masks keep every access within the views.
-    unsafe {
-        if !tile.start.is_null() {
-            for i in 0..R {
-                for v in 0..V {
-                    sums[i][v] = _mm512_maskz_loadu_ps(mask(v), tile.start.add(i * tile.start_rs + 16 * v));
-                }
-            }
-        }
-        let (mut a, mut b) = (tile.a, tile.b);
-        for _ in 0..tile.depth {
-            let mut columns = [_mm512_setzero_ps(); V];
-            for (v, column) in columns.iter_mut().enumerate() {
-                *column = _mm512_load_ps(b.add(16 * v));
-            }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*a.add(i * tile.a_rs));
-                for v in 0..V {
-                    sums[v] = _mm512_fmadd_ps(x, columns[v], sums[v]);
-                }
-            }
-            (a, b) = (a.wrapping_add(tile.a_cs), b.wrapping_add(PANEL));
-        }
-        for i in 0..R {
-            for v in 0..V {
-                _mm512_mask_storeu_ps(tile.c.add(i * tile.c_rs + 16 * v), mask(v), sums[i][v]);
-            }
-        }
-    }
-}
+tiles!(f32s, "avx512f", _mm512_fmadd_ps);
+tiles!(bf16s, "avx512f,avx512bf16", |x: __m512, y: __m512, sum: __m512| {
+    _mm512_dpbf16_ps(sum, transmute::<__m512, __m512bh>(x), transmute::<__m512, __m512bh>(y))
+});
 
 /// Copies `depth x n` of `B`, from row `from`, into the panel; vectors are filled up with zeros.
 ///
@@ -202,6 +229,44 @@ unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usiz
                 }
             }
         }
+    }
+}
+
+/// As `pack`, for pairs whose halves lie in two rows: `rs` and `cs` count bf16.
+///
+/// # Safety
+/// Within the view and the buffer.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_split((b, rs, _): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32) {
+    let b: *const u16 = b.cast();
+    for k in 0..depth {
+        for j in (0..n).step_by(16) {
+            // SAFETY: columns that exist are read; the panel has room for whole vectors.
+            unsafe {
+                let first = b.add((from + k) * rs + j);
+                let (low, high) = (sixteen(first, n - j), sixteen(first.add(rs / 2), n - j));
+                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_store_ps(packed.add(k * PANEL + j), _mm512_castsi512_ps(pairs));
+            }
+        }
+    }
+}
+
+/// Up to sixteen bf16, each in the low half of a lane.
+///
+/// # Safety
+/// `count` of them must be readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn sixteen(from: *const u16, count: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if count >= 16 {
+            return _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        }
+        let mut few = [0u16; 16];
+        std::ptr::copy_nonoverlapping(from, few.as_mut_ptr(), count);
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(few.as_ptr().cast()))
     }
 }
 
@@ -260,4 +325,18 @@ fn turned(mut x: [__m512; 16]) -> [__m512; 16] {
         x[i + 8] = _mm512_shuffle_f32x4::<0xdd>(y[i], y[i + 8]);
     }
     x
+}
+
+/// Rounds to bf16, ties to even. Both are of one length.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn round(x: &[f32], out: &mut [bf16]) {
+    let whole = x.len() - x.len() % 16;
+    for i in (0..whole).step_by(16) {
+        // SAFETY: sixteen of each.
+        unsafe {
+            let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr().add(i)));
+            _mm256_storeu_si256(out.as_mut_ptr().add(i).cast(), transmute::<__m256bh, __m256i>(rounded));
+        }
+    }
+    out[whole..].iter_mut().zip(&x[whole..]).for_each(|(out, &x)| *out = bf16::from_f32(x));
 }

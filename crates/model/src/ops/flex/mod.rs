@@ -10,10 +10,12 @@ mod simd;
 use super::{Fused, Heads, Maybe};
 use crate::spec::Activation;
 use burn::backend::Flex;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
 use gemm::{Init, Matrix, Term, product};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Floats that a task of row-wise work takes at least.
@@ -35,10 +37,47 @@ fn dense(x: &T) -> T {
     if x.is_contiguous() { x.clone() } else { x.to_contiguous() }
 }
 
+/// The same, ours alone if it was.
+fn into_dense(x: T) -> T {
+    if x.is_contiguous() { x } else { x.to_contiguous() }
+}
+
 fn floats(x: &T) -> &[f32] {
     let layout = x.layout();
     assert!(layout.is_contiguous(), "made dense before");
     &x.storage::<f32>()[layout.start_offset()..layout.start_offset() + layout.num_elements()]
+}
+
+/// `x [m, k]` and `W [k, n]` of bf16 as pairs, with the rounded `x`; `None` where this machine or this shape has no way.
+struct Halves<'a> {
+    x: Vec<bf16>,
+    rows: usize,
+    columns: usize,
+    weight: Matrix<'a>,
+}
+
+impl<'a> Halves<'a> {
+    fn new(x: &T, weight: &'a T) -> Option<Self> {
+        let ([rows, columns], [k, n]) = (dims(x), dims(weight));
+        let strides: Vec<usize> = weight.layout().strides().iter().map(|&s| usize::try_from(s).ok()).collect::<Option<_>>()?;
+        let [rs, cs] = strides[..] else { return None };
+        let pairs = k.is_multiple_of(2) && (cs == 1 || rs == 1 && cs.is_multiple_of(2));
+        (gemm::multiplies_bf16() && pairs).then(|| {
+            let data = &weight.storage::<bf16>()[weight.layout().start_offset()..];
+            Self { x: rounded(floats(&dense(x))), rows, columns, weight: Matrix::pairs_down(data, k, n, rs, cs) }
+        })
+    }
+
+    fn term(&self) -> Term<'_> {
+        (Matrix::pairs(&self.x, self.rows, self.columns), self.weight)
+    }
+}
+
+fn rounded(x: &[f32]) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; x.len()];
+    let part = TASK_FLOATS * 4;
+    out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| gemm::round(x, out));
+    out
 }
 
 /// A view that a product reads in place, transposed or not; `None` for a layout that it must be copied out of.
@@ -111,11 +150,17 @@ impl Fused for Flex {
         bias: Maybe<Self>,
         residual: Maybe<Self>,
     ) -> FloatTensor<Self> {
-        let (x, weight) = (viewable(x), viewable(weight));
+        let halves = if weight.dtype() == DType::BF16 { Halves::new(&x, &weight) } else { None };
+        let ([m, _], [_, n]) = (dims(&x), dims(&weight));
+        let whole = halves.is_none().then(|| {
+            // Where bf16 is not multiplied it is widened first.
+            let wide = if weight.dtype() == DType::F32 { weight.clone() } else { Flex::float_cast(weight.clone(), FloatDType::F32) };
+            (viewable(x), viewable(wide))
+        });
         let low_rank = part(low).zip(part(up)).map(|(low, up)| (viewable(low), viewable(up)));
         let (bias, residual) = (part(bias).map(|b| dense(&b)), part(residual).map(|r| dense(&r)));
-        let ([m, _], [_, n]) = (dims(&x), dims(&weight));
-        let mut terms: Vec<Term> = vec![(matrix(&x), matrix(&weight))];
+        let mut terms: Vec<Term> = halves.iter().map(Halves::term).collect();
+        terms.extend(whole.iter().map(|(x, weight)| (matrix(x), matrix(weight))));
         terms.extend(low_rank.iter().map(|(low, up)| (matrix(low), matrix(up))));
         let values = match (&bias, &residual) {
             (None, None) => product(m, n, &terms, Init::Zero),
@@ -162,7 +207,7 @@ impl Fused for Flex {
         let ([_, width], cos, sin) = (dims(&x), dense(&cos), dense(&sin));
         let half = head_dim / 2;
         let sign = if inverse { -1.0 } else { 1.0 };
-        let mut x = dense(&x);
+        let mut x = into_dense(x);
         let range = x.layout().start_offset()..x.layout().start_offset() + x.layout().num_elements();
         // In place where nobody else holds it: the projection before it keeps nothing of its output.
         x.storage_mut::<f32>()[range].par_chunks_mut(width).with_min_len(TASK_FLOATS.div_ceil(width)).enumerate().for_each(|(i, x)| {
@@ -225,7 +270,7 @@ impl Fused for Flex {
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
         let ([c, v], targets) = (dims(&logits), integers(&targets));
-        let mut logits = dense(&logits);
+        let mut logits = into_dense(logits);
         let range = logits.layout().start_offset()..logits.layout().start_offset() + c * v;
         let found: Vec<(f32, i32)> = logits.storage_mut::<f32>()[range]
             .par_chunks_mut(v)
