@@ -249,7 +249,7 @@ impl Rival {
             whole: stage(0..spec.blocks, true),
             front: stage(0..cut, false),
             back: stage(cut..spec.blocks, true),
-            rows: Rows::new(&vec![options.tokens; sequences], false, spec.positions_max).unwrap(),
+            rows: Rows::new(&vec![options.tokens; sequences], spec.positions_max).unwrap(),
             ids,
             labels,
             cut,

@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_norm: Some(1.0),
         reset_each_round: false,
     };
-    let rows = |lengths: &[u32]| Rows::new(lengths, false, TOKENS_MAX);
+    let rows = |lengths: &[u32]| Rows::new(lengths, TOKENS_MAX);
     let started = Instant::now();
     let mut tokens = 0;
     for step in 0..=steps {

@@ -14,7 +14,7 @@ use crate::rng::Seeded;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// At most `sequences` examples, each to be padded to the batch's longest.
+    /// At most `sequences` examples.
     Padded,
     /// As many examples as fit in `sequences * tokens_max` tokens, end to end.
     Packed,

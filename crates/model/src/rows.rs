@@ -12,7 +12,6 @@ const HIDDEN_SCORE: f32 = -1e30;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
     lengths: Vec<u32>,
-    packed: bool,
 }
 
 /// A batch that cannot be run.
@@ -33,8 +32,8 @@ pub enum RowsError {
 }
 
 impl Rows {
-    /// Sequences of these lengths. `packed` puts them into one row where composed attention needs a rectangle; the values are the same.
-    pub fn new(lengths: &[u32], packed: bool, positions_max: usize) -> Result<Self, RowsError> {
+    /// Sequences of these lengths.
+    pub fn new(lengths: &[u32], positions_max: usize) -> Result<Self, RowsError> {
         let longest = lengths.iter().max().copied().unwrap_or(0) as usize;
         if lengths.is_empty() || lengths.contains(&0) {
             return Err(RowsError::Empty);
@@ -42,17 +41,12 @@ impl Rows {
         if longest > positions_max {
             return Err(RowsError::TooLong { tokens: longest, positions_max });
         }
-        Ok(Self { lengths: lengths.to_vec(), packed: packed && lengths.len() > 1 })
+        Ok(Self { lengths: lengths.to_vec() })
     }
 
     /// Length of each sequence, in tokens.
     pub fn lengths(&self) -> &[u32] {
         &self.lengths
-    }
-
-    /// Whether the sequences share one row.
-    pub fn is_packed(&self) -> bool {
-        self.packed
     }
 
     /// Tokens of all sequences, `n`.
@@ -94,12 +88,12 @@ impl Rows {
 
     /// Rows of the rectangle.
     pub(crate) fn rows(&self) -> usize {
-        if self.packed { 1 } else { self.lengths.len() }
+        self.lengths.len()
     }
 
     /// Tokens a row of the rectangle.
     pub(crate) fn width(&self) -> usize {
-        if self.packed { self.tokens() } else { self.lengths.iter().max().copied().unwrap_or(0) as usize }
+        self.lengths.iter().max().copied().unwrap_or(0) as usize
     }
 
     /// Whether ragged and rectangle are the same memory.
@@ -139,15 +133,12 @@ impl Rows {
     pub(crate) fn mask(&self, causal: bool, window: Option<usize>, device: &Device) -> Option<Tensor<5>> {
         let t = self.width();
         let window = window.filter(|&w| w < t).unwrap_or(usize::MAX);
-        if !causal && self.is_dense() && !self.packed && window == usize::MAX {
+        if !causal && self.is_dense() && window == usize::MAX {
             return None;
         }
         let sees = |query: usize, key: usize| (!causal || key <= query) && query.abs_diff(key) < window;
         let mut masks = 1;
-        let scores: Vec<f32> = if self.packed {
-            let segment: Vec<usize> = self.lengths.iter().enumerate().flat_map(|(s, &length)| vec![s; length as usize]).collect();
-            grid(t, |query, key| segment[query] == segment[key] && sees(query, key))
-        } else if causal {
+        let scores: Vec<f32> = if causal {
             // Padding stands to the right, so that no real token sees it.
             grid(t, sees)
         } else {
@@ -179,7 +170,7 @@ mod tests {
 
     #[test]
     fn each_token_sees_its_own_sequence_back_to_the_window() {
-        let rows = Rows::new(&[2, 3], false, 8).expect("fits");
+        let rows = Rows::new(&[2, 3], 8).expect("fits");
         assert_eq!((rows.tokens(), rows.positions(), rows.firsts()), (5, vec![0, 1, 0, 1, 2], vec![0, 2]));
         assert_eq!(rows.spans(true, None), [[0, 1, 0, 2], [0, 2, 1, 2], [2, 3, 2, 5], [2, 4, 3, 5], [2, 5, 4, 5]]);
         assert_eq!(rows.spans(true, Some(2))[4], [3, 5, 4, 5]);
@@ -189,8 +180,8 @@ mod tests {
 
     #[test]
     fn empty_and_overlong_batches_are_refused() {
-        assert_eq!(Rows::new(&[], false, 8), Err(RowsError::Empty));
-        assert_eq!(Rows::new(&[3, 0], false, 8), Err(RowsError::Empty));
-        assert_eq!(Rows::new(&[9], false, 8), Err(RowsError::TooLong { tokens: 9, positions_max: 8 }));
+        assert_eq!(Rows::new(&[], 8), Err(RowsError::Empty));
+        assert_eq!(Rows::new(&[3, 0], 8), Err(RowsError::Empty));
+        assert_eq!(Rows::new(&[9], 8), Err(RowsError::TooLong { tokens: 9, positions_max: 8 }));
     }
 }

@@ -22,7 +22,7 @@ fn logits(folder: &Path, name: &str, cut: usize) -> Vec<f32> {
     let state = if name == "bert" { random::classifier(hidden) } else { AdapterState::new() };
     let mut stage = Stage::new(frozen, 0..blocks, true, &no_lora(), &state).unwrap();
     let (ids, lengths) = random::ids();
-    let rows = Rows::new(&lengths, false, 64).unwrap();
+    let rows = Rows::new(&lengths, 64).unwrap();
     let hidden = stage.forward(StepId(1), 0..cut, Input::Tokens(&ids), &rows, Mode::Evaluate).unwrap();
     stage.logits(cut..blocks, Input::Hidden(hidden, false), &rows).unwrap()
 }

@@ -240,30 +240,28 @@ fn check_refusals(case: &Case) {
     assert!(matches!(refused, StageError::OutOfRange { id: 256, .. }), "{refused}");
 }
 
-/// Padded, packed and one-at-a-time give every sequence the same loss.
+/// Together and one at a time, every sequence has the same loss.
 #[test]
-fn padding_and_packing_do_not_change_the_loss() {
+fn neighbours_in_a_batch_do_not_change_the_loss() {
     let Some(case) = case("llama-nano", "lora") else { return };
     let frozen = case.load(&Parts::whole(case.blocks), &device());
     let mut stage = Stage::new(frozen, 0..case.blocks, true, &case.lora, &case.initial).unwrap();
     let lengths = [5u32, 16, 1, 9];
     let ids: Vec<u32> = (0..31u32).map(|i| (i * 37 + 11) % 256).collect();
     let labels: Vec<i32> = ids.iter().map(|id| (id * 3 % 256) as i32).collect();
-    let mut loss = |lengths: &[u32], ids: &[u32], labels: &[i32], packed: bool| {
-        let rows = Rows::new(lengths, packed, 256).unwrap();
+    let mut loss = |lengths: &[u32], ids: &[u32], labels: &[i32]| {
+        let rows = Rows::new(lengths, 256).unwrap();
         stage.loss(StepId(1), 0..4, Input::Tokens(ids), &rows, labels, Mode::Evaluate).unwrap().0.loss_sum
     };
     let mut from = 0;
     let mut alone = 0.0;
     for length in lengths {
         let range = from..from + length as usize;
-        alone += loss(&[length], &ids[range.clone()], &labels[range.clone()], false);
+        alone += loss(&[length], &ids[range.clone()], &labels[range.clone()]);
         from = range.end;
     }
-    for packed in [false, true] {
-        let together = loss(&lengths, &ids, &labels, packed);
-        assert!((together - alone).abs() < 1e-4 * alone, "packed {packed}: {together} instead of {alone}");
-    }
+    let together = loss(&lengths, &ids, &labels);
+    assert!((together - alone).abs() < 1e-4 * alone, "{together} instead of {alone}");
 }
 
 /// The two real models of the shared data, against transformers.
@@ -282,7 +280,7 @@ fn real_models_match_transformers() {
         let frozen = std::sync::Arc::new(cutlayer_model::Frozen::load(&folder, &Parts::whole(blocks), 0, &device()).unwrap());
         let none = LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec![] };
         let mut stage = Stage::new(frozen, 0..blocks, true, &none, &AdapterState::new()).unwrap();
-        let rows = Rows::new(&[ids.len() as u32], false, 512).unwrap();
+        let rows = Rows::new(&[ids.len() as u32], 512).unwrap();
         for cut in 0..blocks {
             let hidden = stage.forward(StepId(1), 0..cut, Input::Tokens(&ids), &rows, Mode::Evaluate).unwrap();
             assert_close(

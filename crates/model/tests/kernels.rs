@@ -28,7 +28,7 @@ fn curve(case: &Case, frozen: Frozen, checkpointing: bool) -> (Vec<f64>, Adapter
     let lengths = [40u32, 7, 1, 33];
     let ids: Vec<u32> = (0..81u32).map(|i| (i * i * 37 + i * 11) % 96).collect();
     let labels: Vec<i32> = ids.iter().enumerate().map(|(i, id)| if i % 9 == 8 { -100 } else { (id * 5 % 96) as i32 }).collect();
-    let rows = Rows::new(&lengths, false, 256).unwrap();
+    let rows = Rows::new(&lengths, 256).unwrap();
     let losses = (0..STEPS)
         .map(|step| {
             let mode = Mode::Train { dropout_seed: step };

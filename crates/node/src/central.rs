@@ -10,7 +10,7 @@ use crate::schedule::StepClock;
 use crate::stop::Stop;
 use cutlayer_data::{Batch, Record};
 use cutlayer_model::{DeviceChoice, Frozen, Input, Mode, ModelFolder, Parts, PeftFolder, Rows, Stage, read_spec, write_logits};
-use cutlayer_wire::{BatchSpec, EvalSums, Layout, LoraSpec, Plan, StepId, Task};
+use cutlayer_wire::{BatchSpec, EvalSums, LoraSpec, Plan, StepId, Task};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,7 +47,6 @@ pub struct CentralReport {
 struct Whole {
     stage: Stage,
     blocks: usize,
-    packed: bool,
     steps: u64,
     clock: PhaseClock,
 }
@@ -55,7 +54,7 @@ struct Whole {
 impl Whole {
     fn run(&mut self, batch: &Batch, mode: Mode) -> Result<EvalSums, NodeError> {
         self.steps += 1;
-        let rows = Rows::new(&batch.lengths, self.packed, self.stage.frozen().spec().positions_max)?;
+        let rows = Rows::new(&batch.lengths, self.stage.frozen().spec().positions_max)?;
         self.clock.start();
         self.clock.start_loss(&mut self.stage);
         let (sums, _) = self.stage.loss(StepId(self.steps), 0..self.blocks, Input::Tokens(&batch.ids), &rows, &batch.labels, mode)?;
@@ -84,7 +83,7 @@ pub fn central(config: CentralConfig, events: &EventSink, stop: &Stop) -> Result
     let mut stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &start)?;
     stage.set_checkpointing(config.compute.checkpointing);
     let clock = PhaseClock::new(config.phases, &device);
-    let mut whole = Whole { stage, blocks: spec.blocks, packed: plan.batch.layout == Layout::Packed, steps: 0, clock };
+    let mut whole = Whole { stage, blocks: spec.blocks, steps: 0, clock };
     let mut clients = (0u32..)
         .zip(&config.clients)
         .map(|(index, data)| prepare(&config.model, data, plan, index))
@@ -183,7 +182,7 @@ impl Scorer {
         let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), classes(task), &device)?);
         let stage = Stage::new(frozen, 0..spec.blocks, true, &lora, &state)?;
         let clock = PhaseClock::new(false, &device);
-        let whole = Whole { stage, blocks: spec.blocks, packed: batch.layout == Layout::Packed, steps: 0, clock };
+        let whole = Whole { stage, blocks: spec.blocks, steps: 0, clock };
         Ok(Self { whole, model: model.into(), batch: *batch, task: task.clone() })
     }
 
@@ -200,7 +199,7 @@ impl Scorer {
         let Some(first) = batches.last() else {
             return Err(NodeError::Task("none of the records can be scored, so that there are no logits to write".into()));
         };
-        let rows = Rows::new(&first.lengths, false, self.whole.stage.frozen().spec().positions_max)?;
+        let rows = Rows::new(&first.lengths, self.whole.stage.frozen().spec().positions_max)?;
         let logits = self.whole.stage.logits(0..self.whole.blocks, Input::Tokens(&first.ids), &rows)?;
         write_logits(file, &first.ids, &logits, self.task == Task::CausalLm).map_err(cutlayer_model::PeftError::from)?;
         Ok(())

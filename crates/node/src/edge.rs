@@ -152,7 +152,7 @@ impl Edge {
     pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
         let header = frame.header;
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
-        let rows = Rows::new(&frame.lengths, header.flags.has(FrameFlags::PACKED), self.frozen.spec().positions_max)?;
+        let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
         let hidden = self.read(step, frame, &rows)?;
         self.clock.end(Phase::Decode);

@@ -8,7 +8,7 @@ use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::StepClock;
 use cutlayer_data::Batch;
 use cutlayer_model::{Device, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
-use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Layout, Plan, RoundId, StepId};
+use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Plan, RoundId, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -111,8 +111,7 @@ impl ClientSide {
 
     /// Starts a step: the rows of a batch.
     pub fn begin(&self, step: StepId, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<Doing, NodeError> {
-        let packed = self.agreed.plan.batch.layout == Layout::Packed;
-        let rows = Rows::new(&batch.lengths, packed, self.front.frozen().spec().positions_max)?;
+        let rows = Rows::new(&batch.lengths, self.front.frozen().spec().positions_max)?;
         Ok(Doing { step, clock, batch, rows, train })
     }
 
@@ -125,10 +124,7 @@ impl ClientSide {
         self.clock.start();
         let hidden = self.front.forward(doing.step, self.front_blocks.clone(), input, &doing.rows, mode)?;
         self.clock.end(Phase::Forward);
-        let flags = FrameFlags::NONE
-            .with_if(FrameFlags::TRAIN, doing.train)
-            .with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient)
-            .with_if(FrameFlags::PACKED, doing.rows.is_packed());
+        let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, doing.train).with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient);
         let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
         let width = self.front.frozen().spec().hidden as u32;
         let payload = encoding::encode(self.agreed.activations, hidden);

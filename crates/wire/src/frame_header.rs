@@ -87,10 +87,8 @@ impl FrameFlags {
     pub const TRAIN: Self = Self(1);
     /// The client has adapters below the cut and wants the gradient.
     pub const NEEDS_GRADIENT: Self = Self(2);
-    /// Run the sequences packed, not padded.
-    pub const PACKED: Self = Self(4);
     /// Every bit with a meaning.
-    const KNOWN: u16 = 1 | 2 | 4;
+    const KNOWN: u16 = 1 | 2;
 
     /// These flags and `other`.
     pub const fn with(self, other: Self) -> Self {

@@ -35,13 +35,13 @@ pub enum Task {
     },
 }
 
-/// How ragged sequences are laid out on the device.
+/// How sequences share a batch. They are computed one after another, without padding, either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// Every sequence padded to the longest of its batch.
+    /// A fixed number of sequences, which padding would make as long as the longest.
     Padded,
-    /// Sequences one after another, kept apart by their lengths.
+    /// As many sequences as fit in `sequences * tokens_max` tokens.
     Packed,
 }
 
@@ -53,7 +53,7 @@ pub struct BatchSpec {
     pub sequences: u32,
     /// The longest sequence, in tokens; longer examples are split or cut by the reader.
     pub tokens_max: u32,
-    /// Their layout on the device.
+    /// How many make a batch.
     pub layout: Layout,
     /// Put sequences of similar length together, which pads less and shuffles less.
     pub group_by_length: bool,

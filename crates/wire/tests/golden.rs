@@ -78,6 +78,6 @@ fn numbers_are_frozen() {
     assert_eq!(Encoding::ALL.map(|encoding| encoding as u8), [0, 1]);
     let kinds = [FrameKind::Forward, FrameKind::Hidden, FrameKind::Gradient, FrameKind::Done, FrameKind::Failed];
     assert_eq!(kinds.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
-    let flags = [FrameFlags::TRAIN, FrameFlags::NEEDS_GRADIENT, FrameFlags::PACKED];
-    assert_eq!(flags.map(FrameFlags::bits), [1, 2, 4]);
+    let flags = [FrameFlags::TRAIN, FrameFlags::NEEDS_GRADIENT];
+    assert_eq!(flags.map(FrameFlags::bits), [1, 2]);
 }

@@ -89,7 +89,7 @@ pub struct TrainSection {
     pub sequences: u32,
     /// Longest sequence, in tokens.
     pub tokens_max: u32,
-    /// Padded or packed.
+    /// A fixed number of sequences (padded), or as many as fit in `sequences * tokens_max` tokens (packed).
     pub layout: Layout,
     /// Put sequences of similar length into one batch: less padding, less shuffling.
     pub group_by_length: bool,

@@ -15,9 +15,9 @@ fn device_name() -> String {
     std::env::var("CUTLAYER_TEST_DEVICE").unwrap_or("cpu".into())
 }
 
-/// Differences allowed, as a share of the largest value. On a GPU burn's own gradient of the exact GELU is that of its tanh approximation.
+/// Differences allowed, as a share of the largest value.
 fn tolerance() -> f32 {
-    if device_name() == "cpu" { 2e-5 } else { 2e-4 }
+    if device_name() == "cpu" { 2e-5 } else { 1e-4 }
 }
 
 struct Draw(ChaCha8Rng, Device);
@@ -134,6 +134,9 @@ fn rotary_turns_the_first_heads_and_leaves_the_others() {
 #[test]
 fn activations_alone_and_gated() {
     for kind in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        if kind == Activation::Gelu && device_name() != "cpu" {
+            continue; // There burn's gradient of the exact GELU is that of the tanh one; `cube/tests.rs` holds ours against f64.
+        }
         for (seed, &(n, f)) in [(1, 7), (33, 64), (4, 1536)].iter().enumerate() {
             let draw = &mut draws(30 + seed as u64);
             let (both, upstream) = (draw.matrix(n, 2 * f) * 4.0, draw.matrix(n, f));
@@ -151,7 +154,7 @@ fn attention_of_grouped_heads_under_every_mask() {
         for lengths in lengths {
             let draw = &mut draws(40 + seed as u64);
             let shape = Heads { query: heads, kv, dim };
-            let rows = Rows::new(lengths, false, 1024).expect("fits");
+            let rows = Rows::new(lengths, 1024).expect("fits");
             let (qkv, upstream) = (draw.matrix(rows.tokens(), shape.columns()) * 2.0, draw.matrix(rows.tokens(), heads * dim));
             for (causal, window) in [(true, None), (false, None), (true, Some(5)), (false, Some(70)), (true, Some(1))] {
                 let what = format!("{heads}:{kv} x {dim}, {lengths:?}, causal {causal}, window {window:?}");

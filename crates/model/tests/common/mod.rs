@@ -67,7 +67,7 @@ impl Batch {
     }
 
     pub fn rows(&self) -> Rows {
-        Rows::new(&self.lengths, false, usize::MAX).unwrap()
+        Rows::new(&self.lengths, usize::MAX).unwrap()
     }
 
     pub fn scored(&self) -> usize {

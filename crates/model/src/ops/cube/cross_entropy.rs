@@ -2,10 +2,8 @@
 
 use super::matrix::{Matrix, cubes, vector};
 use super::reduce::{LOWEST, UNITS, cube_best, cube_sum};
+use burn::backend::DType;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::backend::ops::{FloatTensorOps, IntTensorOps};
-use burn::backend::{DType, TensorMetadata};
-use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
