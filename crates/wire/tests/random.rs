@@ -104,7 +104,7 @@ prop_compose! {
         hidden in 1..20_u32,
         encoding in encodings(),
         labels in 0..3_u8,
-        bits in 0..8_u16,
+        bits in 0..4_u16,
         (step, round, fill) in any::<(u64, u32, u8)>(),
     ) -> Frame {
         let tokens: u32 = lengths.iter().sum();
