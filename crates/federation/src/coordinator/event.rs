@@ -19,7 +19,7 @@ pub enum Event {
         /// The tensors that it trains itself; empty where the server holds every adapted layer.
         keys: Vec<String>,
     },
-    /// A client is gone.
+    /// A client is gone. To be heard before it is let in again: afterwards, it would take the new session out.
     Left {
         /// Who.
         peer: PeerId,
@@ -59,6 +59,10 @@ pub enum Event {
 }
 
 /// Something the node is to do, in the order given.
+///
+/// A peer means the session of it that the coordinator last heard join. One that has come back while earlier actions were still being
+/// carried out, and whose [`Event::Joined`] is still to be heard, must not get them: it would be sent an adapter twice, or told what
+/// became of an update that it did not send.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Send global adapter `round`.

@@ -70,8 +70,8 @@ impl Coordinator {
                         open.accepted.remove(&seat);
                         believed.retain(|(whose, _)| *whose != Some(seat));
                         open.summary.refused.push((peer, reason.clone()));
-                        if self.members.contains_key(&peer) {
-                            let round = open.round;
+                        let round = open.round;
+                        if self.waits_for_word(peer, round) {
                             self.actions.push(Action::Refuse { peer, round, reason });
                         }
                     } else {
@@ -92,9 +92,9 @@ impl Coordinator {
         self.global = Arc::new(next);
         self.committed = round;
         self.actions.push(Action::Commit { round, state: self.global.clone(), summary });
-        let members = &self.members;
-        let here = accepted.keys().filter(|seat| members.contains_key(&seat.peer));
-        self.actions.extend(here.map(|seat| Action::Accept { peer: seat.peer, round }));
+        let waiting = accepted.keys().filter(|seat| self.waits_for_word(seat.peer, round));
+        let accept: Vec<Action> = waiting.map(|seat| Action::Accept { peer: seat.peer, round }).collect();
+        self.actions.extend(accept);
         self.after_commit(now_ms);
     }
 

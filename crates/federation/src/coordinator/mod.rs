@@ -38,6 +38,8 @@ struct Member {
     contract: Contract,
     /// The global adapter last broadcast to it.
     holds: Option<RoundId>,
+    /// The round of its last update that was believed. One that comes back knows nothing of what it sent before it left.
+    sent: Option<RoundId>,
 }
 
 /// The server's view of the whole run.
@@ -149,7 +151,7 @@ impl Coordinator {
         }
         match self.contract.restricted_to(keys) {
             Ok(contract) => {
-                let member = Member { seat: Seat { client, peer }, contract, holds: None };
+                let member = Member { seat: Seat { client, peer }, contract, holds: None, sent: None };
                 self.members.insert(peer, member);
             }
             Err(refused) => {
@@ -178,7 +180,7 @@ impl Coordinator {
 
     /// Believes an update or says why not. A repeated one is ignored: the first counts.
     fn updated(&mut self, peer: PeerId, frame: AdapterFrame) {
-        let Some(Member { seat, contract, .. }) = self.members.get(&peer) else { return };
+        let Some(Member { seat, contract, sent, .. }) = self.members.get_mut(&peer) else { return };
         let round = frame.round;
         let refused = match &mut self.phase {
             _ if round <= self.committed => Some(self.late("was over")),
@@ -188,6 +190,7 @@ impl Coordinator {
                     if checked.is_ok() {
                         let update = weigh(self.config.weighting, peer, frame);
                         training.accepted.insert(*seat, update);
+                        *sent = Some(round);
                     }
                     let refused = checked.err().map(|refused| refused.to_string());
                     let named = refused.clone().map(|reason| (peer, reason));
@@ -379,10 +382,16 @@ impl Coordinator {
     }
 
     fn refuse_all(&mut self, round: RoundId, accepted: &BTreeMap<Seat, Update>, reason: &str) {
-        let members = &self.members;
-        let here = accepted.keys().filter(|seat| members.contains_key(&seat.peer));
+        let waiting = accepted.keys().filter(|seat| self.waits_for_word(seat.peer, round));
         let refuse = |seat: &Seat| Action::Refuse { peer: seat.peer, round, reason: reason.to_string() };
-        self.actions.extend(here.map(refuse));
+        let refuse: Vec<Action> = waiting.map(refuse).collect();
+        self.actions.extend(refuse);
+    }
+
+    /// Whether a client is here that sent an update of the round since it last joined: it is told what became of it. To one that
+    /// left and came back, a word about the update would answer a question that its session never asked.
+    fn waits_for_word(&self, peer: PeerId, round: RoundId) -> bool {
+        self.members.get(&peer).is_some_and(|member| member.sent == Some(round))
     }
 
     /// Everyone leaves with the newest adapter.

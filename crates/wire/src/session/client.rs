@@ -46,7 +46,8 @@ impl ClientSession {
                 self.phase = Phase::Idle;
                 Ok(SessionEvent::Welcome)
             }
-            (Phase::Introduced, Message::Refused { code, .. }) => {
+            // A client that was welcomed can still turn out not to fit the run, until it is first asked for work.
+            (Phase::Introduced | Phase::Idle, Message::Refused { code, .. }) => {
                 self.phase = Phase::Closed;
                 Ok(SessionEvent::Refused { code: *code })
             }

@@ -81,8 +81,9 @@ impl ServerSession {
                 self.phase = Phase::Idle;
                 Ok(())
             }
-            // A Hello that cannot even be decoded is refused too.
-            (Phase::Opening | Phase::Introduced, Message::Refused { .. }) | (_, Message::Goodbye { .. }) => {
+            // A Hello that cannot even be decoded is refused too, and so is one that was welcomed too soon: whether a client fits
+            // the run is the federation's to say, which hears of it after the Welcome and before the first work.
+            (Phase::Opening | Phase::Introduced | Phase::Idle, Message::Refused { .. }) | (_, Message::Goodbye { .. }) => {
                 self.phase = Phase::Closed;
                 Ok(())
             }

@@ -176,6 +176,22 @@ fn nothing_follows_a_refusal() {
     assert!(matches!(client.handle(&train(1)), Err(SessionError::AfterEnd { .. })));
 }
 
+/// Goal: a client that was welcomed too soon can still be turned away, but nobody is refused in the middle of a run.
+/// Method: a refusal after Welcome, and one after Train.
+#[test]
+fn a_welcome_can_be_taken_back_until_there_is_work() {
+    let refused = Message::Refused { code: RefusalCode::Plan, reason: "a foreign layer".into() };
+    let (mut welcoming, mut welcomed) = (server(), client());
+    welcoming.sent(&refused).unwrap();
+    assert_eq!(welcomed.handle(&refused), Ok(SessionEvent::Refused { code: RefusalCode::Plan }));
+    assert_eq!((welcoming.phase(), welcomed.phase()), (Phase::Closed, Phase::Closed));
+    let (mut asking, mut asked) = (server(), client());
+    asking.sent(&train(1)).unwrap();
+    asked.handle(&train(1)).unwrap();
+    assert!(matches!(asking.sent(&refused), Err(SessionError::Unexpected { .. })));
+    assert!(matches!(asked.handle(&refused), Err(SessionError::Unexpected { .. })));
+}
+
 /// Goal: a step is applied once. Method: the same id, and an older one.
 #[test]
 fn a_repeated_step_is_refused() {

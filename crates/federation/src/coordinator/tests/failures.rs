@@ -236,3 +236,22 @@ fn a_reconnection_is_a_leaver_and_a_newcomer() {
     let next = bench.server_part(1, vec![]);
     check_words(&next[2..], &["broadcast 1 to 0,1", "train 2 0", "train 2 1"]);
 }
+
+/// Goal: nobody is told what became of an update that it does not know of. Method: one of two updates, loses its connection and
+/// comes back before the round ends, by a commit and by a skip.
+#[test]
+fn who_comes_back_is_told_nothing_of_its_earlier_update() {
+    let mut bench = Bench::training(config(2, 2));
+    bench.good(0, 1);
+    bench.leave(0);
+    check_words(&bench.join(0, &["0"]), &[]);
+    bench.good(1, 1);
+    let done = bench.server_part(1, vec![]);
+    check_words(&done, &["commit 1", "accept 1 1", "broadcast 1 to 0,1", "train 2 0", "train 2 1"]);
+    assert_eq!(summary_of(&done).accepted, [(peer(0), 10.0), (peer(1), 10.0)], "its work was done");
+
+    bench.good(0, 2);
+    bench.leave(0);
+    bench.join(0, &["0"]);
+    check_words(&bench.leave(1)[..1], &["skip 2"]);
+}

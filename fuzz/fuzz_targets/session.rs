@@ -1,0 +1,87 @@
+//! Sessions: any order of words and streams, on both sides. No order may panic, and no step counts twice.
+//!
+//! The input is a list of three bytes each: what happens, its round, and its step or kind.
+#![no_main]
+
+use cutlayer_wire::*;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let (mut server, mut client) = (ServerSession::new(), ClientSession::new());
+    let mut last_step = None;
+    for happening in bytes.chunks_exact(3) {
+        let (what, round, step) = (happening[0], RoundId((happening[1] % 8).into()), StepId((happening[2] % 32).into()));
+        match what % 8 {
+            0 => drop(server.handle(&word(happening[2], round))),
+            1 => drop(server.sent(&word(happening[2], round))),
+            2 => {
+                let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, what & 8 != 0);
+                let frame = Frame::forward(step, round, flags, Encoding::F32, 1, vec![1], vec![], vec![0; 4]);
+                if let Ok(SessionEvent::Step { .. }) = server.step(&frame.header) {
+                    assert!(last_step < Some(step), "step {step} after {last_step:?}");
+                    last_step = Some(step);
+                }
+            }
+            3 => drop(server.update(round)),
+            4 => drop(client.handle(&word(happening[2], round))),
+            5 => drop(client.sent(&word(happening[2], round))),
+            6 => drop(client.open_step(round, what & 8 != 0)),
+            _ => drop((client.update(round), client.adapter(round))),
+        }
+    }
+});
+
+/// A word, through the codec: by number, as the wire has them.
+fn word(number: u8, round: RoundId) -> Message {
+    let reason = String::new();
+    let word = match number % 9 {
+        0 => hello(),
+        1 => Message::Refused { code: RefusalCode::Full, reason },
+        2 => Message::Train { round },
+        3 => Message::Evaluate { round },
+        4 => Message::Evaluated { round, sums: EvalSums::default() },
+        5 => Message::Settled { round, accepted: number >= 128, reason },
+        6 => Message::Finish { reason },
+        7 => Message::Goodbye { reason },
+        _ => Message::Welcome { plan: plan(), activations: Encoding::F32, gradients: Encoding::F32, client: 0, clients: 1 },
+    };
+    decode(&encode(&word).expect("a word of ours")).expect("our own bytes")
+}
+
+fn hello() -> Message {
+    Message::Hello {
+        version: PROTOCOL_VERSION,
+        base: BaseHash([0; 32]),
+        blocks: 1,
+        hidden: 1,
+        cut: CutPoint(1),
+        tail: None,
+        encodings: vec![Encoding::F32],
+        samples: 0,
+        eval_samples: 0,
+        name: String::new(),
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        task: Task::CausalLm,
+        adapter: LoraSpec { rank: 1, alpha: 1.0, rslora: false, dropout: 0.0, targets: vec!["q".into()] },
+        optimizer: OptimizerSpec {
+            kind: OptimizerKind::Sgd,
+            learning_rate: 1.0,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            clip_norm: None,
+            reset_each_round: false,
+        },
+        batch: BatchSpec { sequences: 1, tokens_max: 2, layout: Layout::Padded, group_by_length: false },
+        rounds: 1,
+        local_steps: 1,
+        seed: 0,
+        server_adapters: ServerAdapters::Shared,
+        step_order: StepOrder::Arrival,
+        weighting: Weighting::Uniform,
+        evaluate_every: 0,
+    }
+}

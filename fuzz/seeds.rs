@@ -1,0 +1,134 @@
+//! Writes the corpora that fuzzing starts from: `seeds FOLDER`, a folder a target. Encoded here, so that a
+//! change of the protocol changes them with it; none may be refused by the decoder that it is for.
+
+use std::path::Path;
+
+use cutlayer_wire::*;
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args().nth(1).unwrap_or_else(|| panic!("usage: seeds FOLDER"));
+    let folder = Path::new(&folder);
+    for message in messages() {
+        let bytes = encode(&message).expect("a message of ours");
+        assert_eq!(decode(&bytes).expect("our own bytes"), message);
+        write(folder, "control_message", message.name(), &bytes)?;
+    }
+    for (name, frame) in frames() {
+        let bytes = frame.encode();
+        write(folder, "frame", name, &bytes)?;
+        // Wide limits, none of the optional ones: what follows is refused for itself alone.
+        let mut wide = [0; 20];
+        wide[0..4].copy_from_slice(&frame.header.hidden.to_le_bytes());
+        wide[4..8].copy_from_slice(&1000_u32.to_le_bytes());
+        wide[8..12].copy_from_slice(&100_u32.to_le_bytes());
+        (wide[17], wide[18]) = (255, 255);
+        frame.header.check(&FrameLimits::new(frame.header.hidden, 1000, 100)).expect("a frame of ours");
+        write(folder, "frame_header", name, &[&wide[..], &frame.header.encode()].concat())?;
+    }
+    for (name, frame) in adapters() {
+        let bytes = frame.encode();
+        AdapterFrame::decode(&bytes, &AdapterLimits::for_values(1 << 16)).expect("an adapter of ours");
+        write(folder, "adapter_frame", name, &bytes)?;
+    }
+    for encoding in Encoding::ALL {
+        let payload = encoding.encode(&[0.0, 1.0, -1.5, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE, 1e30, 3.0]);
+        write(folder, "encoding", &encoding.to_string(), &[&[encoding as u8][..], &payload].concat())?;
+    }
+    for (name, happenings) in sessions() {
+        write(folder, "session", name, &happenings.concat())?;
+    }
+    Ok(())
+}
+
+fn write(folder: &Path, target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = folder.join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), bytes)
+}
+
+fn plan(task: Task, kind: OptimizerKind) -> Plan {
+    Plan {
+        task,
+        adapter: LoraSpec { rank: 8, alpha: 16.0, rslora: true, dropout: 0.5, targets: vec!["q_proj".into(), "v_proj".into()] },
+        optimizer: OptimizerSpec {
+            kind,
+            learning_rate: 1e-3,
+            schedule: Schedule::Cosine,
+            warmup_steps: 3,
+            clip_norm: Some(1.0),
+            reset_each_round: true,
+        },
+        batch: BatchSpec { sequences: 4, tokens_max: 300, layout: Layout::Padded, group_by_length: true },
+        rounds: 5,
+        local_steps: 6,
+        seed: 7,
+        server_adapters: ServerAdapters::PerClient,
+        step_order: StepOrder::Lockstep,
+        weighting: Weighting::Tokens,
+        evaluate_every: 2,
+    }
+}
+
+/// One of each. Names of files: a message twice in one form would be one file.
+fn messages() -> Vec<Message> {
+    let round = RoundId(3);
+    let task = Task::Classify { labels: vec!["no".into(), "yes".into()] };
+    let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    vec![
+        Message::Hello {
+            version: PROTOCOL_VERSION,
+            base: BaseHash([0xab; 32]),
+            blocks: 30,
+            hidden: 576,
+            cut: CutPoint(4),
+            tail: Some(1),
+            encodings: Encoding::ALL.to_vec(),
+            samples: 1000,
+            eval_samples: 70_000,
+            name: "alice".into(),
+        },
+        Message::Welcome { plan: plan(task, kind), activations: Encoding::Bf16, gradients: Encoding::F32, client: 2, clients: 9 },
+        Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
+        Message::Train { round },
+        Message::Evaluate { round },
+        Message::Evaluated { round, sums: EvalSums { loss_sum: 1.5, scored: 300, correct: 20 } },
+        Message::Settled { round, accepted: true, reason: "ok".into() },
+        Message::Finish { reason: "done".into() },
+        Message::Goodbye { reason: "bye".into() },
+    ]
+}
+
+fn frames() -> Vec<(&'static str, Frame)> {
+    let flags = FrameFlags::TRAIN.with(FrameFlags::NEEDS_GRADIENT);
+    let payload = |encoding: Encoding| encoding.encode(&[1.0; 12]);
+    let forward =
+        |encoding: Encoding, labels| Frame::forward(StepId(5), RoundId(2), flags, encoding, 4, vec![1, 2], labels, payload(encoding));
+    let asked = forward(Encoding::F32, vec![]);
+    let sums = EvalSums { loss_sum: 2.5, scored: 3, correct: 1 };
+    vec![
+        ("forward", asked.clone()),
+        ("forward_token_labels", forward(Encoding::Bf16, vec![1, -100, 3])),
+        ("forward_sequence_labels", forward(Encoding::F32, vec![1, 2])),
+        ("hidden", Frame::hidden(&asked.header, Encoding::F32, payload(Encoding::F32))),
+        ("gradient", Frame::gradient(&asked.header, Encoding::Bf16, sums, payload(Encoding::Bf16))),
+        ("done", Frame::done(&asked.header, sums)),
+        ("failed", Frame::failed(&asked.header, "out of memory")),
+    ]
+}
+
+fn adapters() -> Vec<(&'static str, AdapterFrame)> {
+    let tensor = |shape: Vec<usize>| HostTensor { values: vec![0.5; shape.iter().product()], shape };
+    let key = |part: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
+    let both = [(key("lora_A"), tensor(vec![2, 8])), (key("lora_B"), tensor(vec![8, 2]))];
+    let odd = [("scalar".to_string(), tensor(vec![])), ("none".to_string(), tensor(vec![4, 0]))];
+    let frame = |weight, state: AdapterState| AdapterFrame::new(RoundId(7), weight, &BaseHash([7; 32]), state);
+    vec![("lora", frame(96.0, both.into())), ("odd_shapes", frame(1.0, odd.into())), ("empty", frame(0.0, AdapterState::new()))]
+}
+
+/// Three bytes a happening: see the target.
+fn sessions() -> Vec<(&'static str, Vec<[u8; 3]>)> {
+    let hello = [[5, 0, 0], [0, 0, 0], [1, 0, 8], [4, 0, 8]];
+    let round = [[1, 1, 2], [4, 1, 2], [7, 0, 0], [6 | 8, 1, 0], [2 | 8, 1, 1], [7, 1, 0], [3, 1, 0], [1, 1, 5], [4, 1, 5]];
+    let scores = [[1, 1, 3], [4, 1, 3], [6, 1, 0], [2, 1, 2], [5, 1, 4], [0, 1, 4], [1, 0, 6], [4, 0, 6], [5, 0, 7], [0, 0, 7]];
+    vec![("hello", hello.to_vec()), ("round", [&hello[..], &round].concat()), ("run", [&hello[..], &round, &scores].concat())]
+}
