@@ -9,6 +9,7 @@
 mod allow_list;
 mod closing;
 mod config;
+mod congestion;
 mod connect;
 mod control;
 mod emulated;
