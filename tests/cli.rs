@@ -9,6 +9,8 @@ mod bench;
 mod harness;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/link.rs"]
+mod link;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/runs.rs"]

@@ -98,7 +98,7 @@ pub(crate) fn run(args: JoinArgs, output: &Output) -> anyhow::Result<Exit> {
 /// What the run file says of this client, and over it what the flags say.
 fn job(args: &JoinArgs, config: &RunConfig) -> anyhow::Result<JoinConfig> {
     let index = args.client.unwrap_or(0);
-    let mut job = config.join_config(index, resolve(&args.server)?, args.server_id, args.token.clone())?;
+    let mut job = config.join_config(index, resolve("--server", &args.server)?, args.server_id, args.token.clone())?;
     if let Some(cut) = args.cut {
         job.cut = CutPoint(cut);
     }

@@ -10,6 +10,7 @@ mod eval;
 mod exit;
 mod join;
 mod keys;
+mod link;
 mod merge;
 mod network;
 mod output;
@@ -64,6 +65,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a run as a client
     Join(Box<join::JoinArgs>),
+    /// Be a slow, far or broken network in front of a server
+    Link(Box<link::LinkArgs>),
     /// Measure what cutlayer takes on this machine
     Bench(Box<bench::BenchArgs>),
     /// Score a model, with or without an adapter, on held-out records
@@ -105,6 +108,7 @@ fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<E
         Command::Run(args) => run::run(args, output, cores),
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
+        Command::Link(args) => link::run(*args, output),
         Command::Bench(args) => bench::run(*args, output, cores),
         Command::Eval(args) => eval::run(*args, output),
         Command::Merge(args) => merge::run(args, output),

@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 /// An address no packet is sent to: only the route to it is asked for (RFC 5737).
 const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
-/// `host:port` to an address.
-pub(crate) fn resolve(text: &str) -> Result<SocketAddr> {
-    let refused = |reason: String| Failure::because(Exit::Network, format!("--server {text}: {reason}"));
+/// What `flag` was given, `host:port`, to an address.
+pub(crate) fn resolve(flag: &str, text: &str) -> Result<SocketAddr> {
+    let refused = |reason: String| Failure::because(Exit::Network, format!("{flag} {text}: {reason}"));
     if !text.contains(':') {
         return Err(Failure::because(
             Exit::Usage,
-            format!("--server {text}: the port is missing; write {text}:PORT as the server printed it"),
+            format!("{flag} {text}: the port is missing; write {text}:PORT as the server printed it"),
         ));
     }
     let mut addresses = text.to_socket_addrs().map_err(|error| refused(format!("{error}; check the name, or write the IP address")))?;
@@ -42,8 +42,8 @@ mod tests {
     /// Goal: an address without a port is explained. Method: with, without, nonsense.
     #[test]
     fn the_port_is_asked_for() {
-        assert_eq!(resolve("127.0.0.1:4433").expect("an address").port(), 4433);
-        assert!(resolve("127.0.0.1").expect_err("no port").to_string().contains("PORT"));
-        assert!(resolve("127.0.0.1:x").is_err());
+        assert_eq!(resolve("--to", "127.0.0.1:4433").expect("an address").port(), 4433);
+        assert!(resolve("--to", "127.0.0.1").expect_err("no port").to_string().contains("PORT"));
+        assert!(resolve("--to", "127.0.0.1:x").is_err());
     }
 }

@@ -35,6 +35,23 @@ impl Output {
         }
     }
 
+    /// Says what changes from moment to moment: over the last such line where a person watches, line by line elsewhere.
+    pub fn moving(&self, text: &str) {
+        if self.is_watched() {
+            // To the start of the line, and clear it.
+            eprint!("\r\x1b[2K{text}");
+        } else {
+            self.say(text);
+        }
+    }
+
+    /// Takes the last such line away, so that what comes next stands alone.
+    pub fn still(&self) {
+        if self.is_watched() {
+            eprint!("\r\x1b[2K");
+        }
+    }
+
     /// The result of the command: the one object, or its text.
     pub fn result(&self, value: &impl Serialize, text: &str) {
         match self.format {

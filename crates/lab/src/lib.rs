@@ -1,6 +1,7 @@
 //! Experiments: run files, the launcher that carries one out on this machine, and the records it leaves.
 //!
-//! Turns a [`RunConfig`] into what `node` takes and keeps what `node` tells. Trains nothing itself, and opens no socket.
+//! Turns a [`RunConfig`] into what `node` takes and keeps what `node` tells. Trains nothing itself, and opens no
+//! socket: emulated links are `transport`'s, and live as long as their run.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +23,7 @@ pub use config::{
 };
 pub use error::LabError;
 pub use folder::{ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRICS_FILE, RESOLVED_FILE, RunFolder, SUMMARY_FILE};
-pub use manifest::{DataFile, GitState, Machine, Manifest};
+pub use manifest::{DataFile, EmulatedLink, GitState, Machine, Manifest};
 pub use run::{ClientRow, RoundRow, RunOptions, Show, Summary, describe, run, tables};
 pub use shares::{client_data, data_of_client, held_out, resolve_labels};
 pub use threads::Threads;

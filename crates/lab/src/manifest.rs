@@ -1,9 +1,10 @@
 //! `manifest.json`: what another person needs to know to trust a rerun, or to see why it differs.
 
-use crate::config::RunConfig;
+use crate::config::{Mode, RunConfig};
 use crate::threads::Threads;
 use cutlayer_data::{DataSpec, HeldOut};
 use cutlayer_model::ModelFolder;
+use cutlayer_transport::Conditions;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,32 @@ pub struct Manifest {
     pub machine: Machine,
     /// How its cores were shared.
     pub threads: Threads,
+    /// The links that were emulated in front of clients.
+    pub links: Vec<EmulatedLink>,
+}
+
+/// A client's emulated link.
+#[derive(Clone, Debug, Serialize)]
+pub struct EmulatedLink {
+    /// Index of the client.
+    pub client: u32,
+    /// Its name.
+    pub name: String,
+    /// The link in numbers, its profile's name among them.
+    #[serde(flatten)]
+    pub conditions: Conditions,
+}
+
+impl EmulatedLink {
+    /// Those of a run, which was checked.
+    pub(crate) fn of(config: &RunConfig) -> Vec<Self> {
+        let clients = if config.split.mode == Mode::Central { 0 } else { config.clients.count };
+        let link = |client: u32| {
+            let conditions = config.client_link(client).ok().flatten()?;
+            Some(Self { client, name: config.client_name(client), conditions })
+        };
+        (0..clients).filter_map(link).collect()
+    }
 }
 
 /// The state of a git checkout.
@@ -87,6 +114,7 @@ impl Manifest {
             data: data_files(config),
             machine: Machine::here(),
             threads,
+            links: EmulatedLink::of(config),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! waits for its idle timeout (quinn issue 2785, mended after 0.11.19 by pull request 2787). A client that is stopped in the
 //! middle of a step is such a case. With a quinn that has that change, this file can go.
 
-use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
+use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 use std::any::Any;
 use std::sync::Arc;
@@ -25,15 +25,15 @@ impl Closing {
     }
 }
 
-/// Makes what quinn's Cubic makes, until its connection closes.
+/// Makes what `inner` makes, until its connection closes.
 pub(crate) struct UntilClosing {
-    pub cubic: Arc<CubicConfig>,
+    pub inner: Arc<dyn ControllerFactory + Send + Sync>,
     pub closing: Closing,
 }
 
 impl ControllerFactory for UntilClosing {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Yielding { inner: self.cubic.clone().build(now, current_mtu), closing: self.closing.clone() })
+        Box::new(Yielding { inner: self.inner.clone().build(now, current_mtu), closing: self.closing.clone() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a QUIC connection is set up for tensors: every bound with its reason.
 
 use crate::closing::{Closing, UntilClosing};
-use quinn::congestion::CubicConfig;
+use crate::congestion::TolerantConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,12 @@ const MTU_BYTES_MAX: u16 = 6500;
 const PACKETS_PER_SEND: usize = 10;
 /// What the kernel takes at once. It refuses more with EMSGSIZE, which quinn takes for a lost probe: all ten are lost.
 const SEND_BYTES_MAX: usize = 65_507;
+
+/// Least round trip assumed before one was measured. A first packet that is lost is sent again after three of them: 300 ms, where RFC
+/// 9002's 333 ms, meant for strangers, make it a second. On a link that takes longer it costs a packet or two sent twice.
+const INITIAL_RTT_MIN: Duration = Duration::from_millis(100);
+/// Largest round trip assumed, which is RFC 9002's.
+const INITIAL_RTT_MAX: Duration = Duration::from_millis(333);
 
 const _: () = assert!(MTU_BYTES_MAX as usize * PACKETS_PER_SEND <= SEND_BYTES_MAX);
 // Unread adapters leave a window for steps.
@@ -80,6 +86,11 @@ impl LinkConfig {
         self.idle() + Duration::from_secs(bytes as u64 / TRANSFER_BYTES_PER_S_MIN)
     }
 
+    /// The round trip until one is measured: twice what the operator says, within bounds.
+    fn initial_rtt(&self) -> Duration {
+        Duration::from_millis(u64::from(self.rtt_ms) * 2).clamp(INITIAL_RTT_MIN, INITIAL_RTT_MAX)
+    }
+
     fn idle(&self) -> Duration {
         self.idle_timeout.clamp(IDLE_TIMEOUT_MIN, IDLE_TIMEOUT_MAX)
     }
@@ -105,9 +116,13 @@ impl LinkConfig {
             // Off by default in quinn, so that a long computation would end the connection.
             .keep_alive_interval(Some(KEEP_ALIVE.min(self.idle() / KEEP_ALIVES_PER_TIMEOUT)))
             .max_idle_timeout(Some(idle))
-            // Cubic: it shares a link fairly with the world's TCP, and quinn calls its BBR experimental. On loopback both are as fast;
-            // links with loss were not measured.
-            .congestion_controller_factory(Arc::new(UntilClosing { cubic: Arc::new(CubicConfig::default()), closing }))
+            // Of use in the handshake alone: the first answer is a measurement.
+            .initial_rtt(self.initial_rtt())
+            // Cubic that hears of losses only where they mean congestion (congestion.rs). With 1 % of loss on 50 Mbit/s x 50 ms, a step of
+            // 16 MiB gets 91 % of the rate with it, 91 % with quinn's BBR and less than half of it with plain Cubic; without loss on 1 Gbit/s x 50 ms
+            // 69, 55 and 70 %, a round trip of waiting included.
+            .congestion_controller_factory(Arc::new(UntilClosing { inner: Arc::new(TolerantConfig::default()), closing }))
+            // On for larger packets where the path takes them, and for the black hole where a new route takes only smaller ones.
             .mtu_discovery_config(Some(mtu))
             // Nothing of ours may be lost: no datagrams.
             .datagram_receive_buffer_size(None);

@@ -9,8 +9,10 @@
 mod allow_list;
 mod closing;
 mod config;
+mod congestion;
 mod connect;
 mod control;
+mod emulated;
 mod error;
 mod identity;
 mod line;
@@ -27,6 +29,10 @@ pub use allow_list::{AllowList, AllowListError, Entry, TOKEN_LIFE};
 pub use config::LinkConfig;
 pub use connect::connect;
 pub use control::{Control, ControlReceiver, ControlSender};
+pub use emulated::{
+    Changes, Conditions, ConditionsError, Emulator, EmulatorCounts, Lane, LaneCounts, MtuDrop, Outage, PROFILES, Profile, Rate, Share,
+    Span, Timetable,
+};
 pub use error::LinkError;
 pub use identity::{Identity, IdentityError};
 pub use link::{Link, LinkStats};

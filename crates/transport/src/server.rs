@@ -50,6 +50,9 @@ impl Server {
         let tls = ServerTls::new(identity, allow.clone())?;
         let mut base = quinn::ServerConfig::with_crypto(tls.config(Judgement::default())?);
         base.transport_config(config.transport(Closing::default()));
+        // A phone that leaves the house keeps its connection and the step under way: the new address must answer a challenge first, and
+        // the key is still the same. quinn's default, said here because a run depends on it.
+        base.migration(true);
         let failed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::AddrInUse => LinkError::AddressInUse { addr },
             _ => LinkError::Bind { addr, reason: error.to_string() },

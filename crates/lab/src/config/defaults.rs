@@ -96,5 +96,7 @@ pub(super) fn link() -> LinkSection {
         rtt_ms: 20,
         idle_timeout_s: 120,
         step_timeout_s: 600,
+        profile: None,
+        emulate: None,
     }
 }

@@ -59,6 +59,9 @@ pub enum ConfigError {
         /// What to write instead.
         remedy: String,
     },
+    /// A link that cannot be emulated.
+    #[error("link.emulate: {0}")]
+    Link(cutlayer_transport::ConditionsError),
     /// A number of the plan that cannot be.
     #[error(transparent)]
     Plan(PlanError),

@@ -19,6 +19,7 @@ pub use sections::{
 };
 
 use cutlayer_data::DataSpec;
+use cutlayer_transport::{Changes, Conditions, Profile};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use toml::Table;
@@ -116,6 +117,16 @@ impl RunConfig {
         self.client_section(index).name.unwrap_or_else(|| format!("client-{index}"))
     }
 
+    /// The link that `run` emulates in front of client `index`; nothing where the file asks for none.
+    pub fn client_link(&self, index: u32) -> Result<Option<Conditions>, ConfigError> {
+        let link = match (self.client_section(index).profile, self.link.profile, &self.link.emulate) {
+            (Some(own), _, _) => Changes::default().apply(own),
+            (None, None, None) => return Ok(None),
+            (None, profile, changes) => changes.clone().unwrap_or_default().apply(profile.unwrap_or(Profile::Loopback)),
+        };
+        link.map(Some).map_err(ConfigError::Link)
+    }
+
     /// Everything that can be told without the model and the data.
     fn check(&self) -> Result<(), ConfigError> {
         let count = self.clients.count;
@@ -144,6 +155,9 @@ impl RunConfig {
             remedy: error.to_string(),
         })?;
         self.check_clients()?;
+        // Each is the common one or a profile as it is.
+        self.client.iter().zip(0..).try_for_each(|(_, index)| self.client_link(index).map(drop))?;
+        self.client_link(count - 1)?;
         // Every number of the plan; the labels of a classifier come from the data and are checked with it.
         self.plan_for(cutlayer_wire::Task::CausalLm)?.validate().map_err(ConfigError::Plan)
     }

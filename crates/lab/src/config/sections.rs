@@ -5,6 +5,7 @@ use super::cuts::Cuts;
 use super::defaults;
 use cutlayer_data::DataSpec;
 use cutlayer_model::{DeviceChoice, Precision};
+use cutlayer_transport::{Changes, Profile};
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -190,6 +191,10 @@ pub struct LinkSection {
     pub idle_timeout_s: u64,
     /// How long a peer may compute on one step, in seconds.
     pub step_timeout_s: u64,
+    /// The link that `run` emulates in front of each client that names none of its own; absent, none is.
+    pub profile: Option<Profile>,
+    /// Numbers in place of that profile's; without a profile, in place of `loopback`'s.
+    pub emulate: Option<Changes>,
 }
 
 /// `[[client]]`: what one client has of its own. The n-th of these tables is about client n - 1.
@@ -208,6 +213,8 @@ pub struct ClientSection {
     pub precision: Option<Precision>,
     /// Whether it runs blocks again on the way back.
     pub checkpointing: Option<bool>,
+    /// The link that `run` emulates in front of it, just as the profile is: `[link.emulate]` changes `link.profile` alone.
+    pub profile: Option<Profile>,
     /// Records of its own, in place of a share of `[data]`.
     pub data: Option<DataSpec>,
 }

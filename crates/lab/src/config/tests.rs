@@ -105,6 +105,40 @@ fn values_are_checked() {
     }
 }
 
+/// Goal: each client gets the link that the file says. Method: one for all, explicit numbers over it, a client's own, and none at all.
+#[test]
+fn links_are_emulated_where_asked() {
+    let link = |text: &str, client: u32| {
+        let config = load(text, &["clients.count=2"]).unwrap_or_else(|error| panic!("{text}: {error}"));
+        config.client_link(client).expect("checked").map(|link| link.to_string())
+    };
+    assert_eq!(link("", 0), None);
+    let lte = link("[link]\nprofile = 'lte'", 1).expect("a link");
+    assert!(lte.starts_with("lte: up 6mbit, down 13mbit"), "{lte}");
+    let text = "[link]\nprofile = 'lte'\n[link.emulate]\nrate = '50mbit'\npartition = ['3s@5s']\n[[client]]\nprofile = 'wifi'";
+    let (own, common) = (link(text, 0).expect("a link"), link(text, 1).expect("a link"));
+    assert!(own.starts_with("wifi: up 100mbit") && !own.contains("partition"), "{own}");
+    assert!(common.starts_with("lte: up 50mbit, down 50mbit") && common.ends_with("partition 3s@5s"), "{common}");
+    assert!(
+        link("[link.emulate]\ndelay = '25ms'", 0).expect("a link").starts_with("loopback: up unlimited, down unlimited, round trip 50 ms")
+    );
+    let config = load(text, &["clients.count=2"]).expect("a run file");
+    assert_eq!(load(&config.to_toml().expect("TOML"), &[]).expect("reads back"), config);
+}
+
+/// Goal: a link that there is not is refused with those that there are. Method: a name, a quantity, a number, a key.
+#[test]
+fn links_that_cannot_be_are_refused() {
+    for (change, word) in [
+        ("link.profile=dsl", "the profiles are loopback, fibre, wifi, 5g, lte, satellite, train"),
+        ("link.emulate.rate=50", "`50` is not a rate: write 50mbit"),
+        ("link.emulate.mtu=900", "link.emulate: the MTU is 900: give at least 1228"),
+        ("link.emulate.speed=1mbit", "`speed`"),
+    ] {
+        assert!(refusal("", &[change]).contains(word), "{change}: {}", refusal("", &[change]));
+    }
+}
+
 /// Goal: nothing written is silently ignored. Method: AdamW's keys beside SGD.
 #[test]
 fn keys_of_the_other_optimizer_are_refused() {

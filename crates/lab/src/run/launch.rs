@@ -4,10 +4,12 @@
 //! file: so clients may start and join in any order.
 
 use super::child::{Child, LINES_MAX, Said, Who};
+use super::links::Links;
 use super::{Record, RunOptions};
 use crate::config::RunConfig;
 use crate::error::LabError;
 use crate::folder::RunFolder;
+use crate::manifest::EmulatedLink;
 use crate::threads::Threads;
 use cutlayer_node::{Event, Stop};
 use cutlayer_transport::{AllowList, Identity};
@@ -35,16 +37,18 @@ pub(super) async fn run(
 ) -> Result<(), LabError> {
     let (server_id, allow) = make_keys(config, folder)?;
     let (said, heard) = mpsc::channel(LINES_MAX);
-    let mut launch =
-        Launch { config, options, folder, record, allow, said, heard, server: None, clients: BTreeMap::new(), state: State::default() };
+    let (server, clients, links, state) = (None, BTreeMap::new(), Links::default(), State::default());
+    let mut launch = Launch { config, options, folder, record, allow, said, heard, server, clients, links, state };
     let ended = tokio::select! {
         ended = launch.all(server_id) => Some(ended),
         () = stop.triggered() => None,
     };
-    match ended {
+    let outcome = match ended {
         Some(ended) => ended,
         None => launch.stop().await,
-    }
+    };
+    launch.links.ended().iter().try_for_each(|line| launch.record.link(line))?;
+    outcome
 }
 
 /// A key for each process, and the server's list of them.
@@ -83,6 +87,7 @@ struct Launch<'a> {
     server: Option<Child>,
     /// Those still running.
     clients: BTreeMap<u32, Child>,
+    links: Links,
     state: State,
 }
 
@@ -129,13 +134,24 @@ impl Launch<'_> {
         }
     }
 
+    /// The emulated links, for whoever has one.
+    fn start_links(&mut self, server: SocketAddr) -> Result<(), LabError> {
+        let links = EmulatedLink::of(self.config);
+        for link in &links {
+            self.record.progress.note(&format!("{} is behind an emulated link, {}", link.name, link.conditions));
+        }
+        self.links = Links::start(links, server, self.config.seed)?;
+        self.links.begun().iter().try_for_each(|line| self.record.link(line))
+    }
+
     async fn start_clients(&mut self, server: SocketAddr, server_id: PeerId) -> Result<(), LabError> {
+        self.start_links(server)?;
         for client in 0..self.config.clients.count {
             let own: [OsString; 6] = [
                 "--client".into(),
                 client.to_string().into(),
                 "--server".into(),
-                server.to_string().into(),
+                self.links.address_for(client, server).to_string().into(),
                 "--server-id".into(),
                 server_id.to_hex().into(),
             ];

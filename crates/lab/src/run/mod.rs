@@ -3,6 +3,7 @@
 mod central;
 mod child;
 mod launch;
+mod links;
 mod progress;
 mod summary;
 mod table;
@@ -22,6 +23,7 @@ use crate::shares::{client_data, resolve_labels};
 use crate::threads::Threads;
 use child::Who;
 use cutlayer_node::{Event, Stop};
+use links::LinkLine;
 use progress::Progress;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -95,6 +97,15 @@ struct MetricsLine<'a> {
     event: &'a Event,
 }
 
+/// One more, of an emulated link.
+#[derive(Serialize)]
+struct LinkEntry<'a> {
+    at_s: f64,
+    from: &'static str,
+    #[serde(flatten)]
+    line: &'a LinkLine,
+}
+
 impl Record {
     fn new(folder: &RunFolder, progress: Progress) -> Result<Self, LabError> {
         Ok(Self { started: Instant::now(), metrics: folder.metrics()?, tally: Tally::default(), progress })
@@ -105,6 +116,11 @@ impl Record {
         self.tally.add(who, event);
         self.progress.event(who, event, &self.tally);
         Ok(())
+    }
+
+    /// Writes down the emulated link of a client, as it starts and as it ends.
+    fn link(&mut self, line: &LinkLine) -> Result<(), LabError> {
+        self.metrics.append(&LinkEntry { at_s: self.started.elapsed().as_secs_f64(), from: "links", line })
     }
 
     fn summary(&self, folder: &RunFolder, name: String, stop: &Stop) -> Summary {

@@ -1,6 +1,7 @@
 //! Two peers and real UDP sockets on loopback.
 
 mod doors;
+mod emulated;
 mod hostile;
 mod revocation;
 mod tokens;
