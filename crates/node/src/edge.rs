@@ -5,11 +5,13 @@
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
-use crate::schedule::StepClock;
+use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
 use cutlayer_federation::{Source, Update};
 use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
-use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
+use cutlayer_wire::{
+    AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -170,12 +172,12 @@ impl Edge {
         if !seat.head {
             let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
             self.clock.end(Phase::Forward);
-            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden));
-            self.clock.end(Phase::Encode);
             if train {
                 seat.doing.insert(step, (clock, rows));
             }
-            return Ok(answer);
+            let payload = self.write(client, step, FrameKind::Hidden, self.activations, hidden)?;
+            self.clock.end(Phase::Encode);
+            return Ok(Frame::hidden(&header, self.activations, payload));
         }
         self.clock.start_loss(stage);
         let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
@@ -185,7 +187,7 @@ impl Edge {
             stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
             self.clock.end(Phase::Optimizer);
         }
-        let answer = self.answer(frame, gradient.filter(|_| train), sums);
+        let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -204,7 +206,7 @@ impl Edge {
         self.clock.end(Phase::Backward);
         stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
         self.clock.end(Phase::Optimizer);
-        let answer = self.answer(opened, upstream, EvalSums::default());
+        let answer = self.answer(client, opened, upstream, EvalSums::default())?;
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -223,11 +225,10 @@ impl Edge {
             .collect()
     }
 
-    fn answer(&self, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Frame {
-        match gradient {
-            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient)),
-            None => Frame::done(&opened.header, sums),
-        }
+    fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
+        let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
+        let payload = self.write(client, opened.header.step, FrameKind::Gradient, self.gradients, gradient)?;
+        Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
     }
 
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
@@ -241,6 +242,11 @@ impl Edge {
     fn keys(&self, blocks: Range<usize>, head: bool) -> Vec<String> {
         let shapes = lora::shapes(self.frozen.spec(), &self.plan.adapter, blocks, head, self.labels);
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
+    }
+
+    fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let seed = frame_seed(&self.plan, client, step, kind, Sender::Server);
+        encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step, source })
     }
 
     fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {

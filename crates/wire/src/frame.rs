@@ -186,7 +186,8 @@ impl Frame {
 
     fn assert_tensor(&self) {
         let FrameHeader { encoding, tokens, hidden, payload_bytes, .. } = self.header;
-        assert_eq!(Some(payload_bytes), encoding.payload_bytes(tokens, hidden), "our payload is [{tokens}, {hidden}] in {encoding}");
+        let fits = encoding.check_bytes(payload_bytes, tokens, hidden);
+        assert_eq!(fits, Ok(()), "our payload is [{tokens}, {hidden}] in {encoding}");
     }
 }
 

@@ -64,12 +64,8 @@ impl BodyPlan {
 impl FrameLimits {
     /// The largest frame of up to `segments_max` sequences and `tokens_max` tokens at this hidden size.
     pub fn new(hidden: u32, tokens_max: u32, segments_max: u32) -> Self {
-        let tensor_bytes = Encoding::F32.payload_bytes(tokens_max, hidden);
-        let tensor_bytes = tensor_bytes.unwrap_or(FRAME_BYTES_MAX).max(REASON_BYTES_MAX as u64);
-        let lists_bytes = 4 * (u64::from(tokens_max.max(segments_max)) + u64::from(segments_max));
-        let frame_bytes = (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes);
-        Self {
-            frame_bytes_max: frame_bytes.min(FRAME_BYTES_MAX),
+        let limits = Self {
+            frame_bytes_max: FRAME_BYTES_MAX,
             tokens_max,
             segments_max,
             hidden,
@@ -78,7 +74,17 @@ impl FrameLimits {
             tokens: None,
             activations: None,
             gradients: None,
-        }
+        };
+        Self { frame_bytes_max: limits.frame_bytes(&[Encoding::F32]), ..limits }
+    }
+
+    /// Bytes of the largest frame in any of these encodings.
+    fn frame_bytes(&self, encodings: &[Encoding]) -> u64 {
+        // An encoding that does not fit the model has no frames; the check of a header says so.
+        let tensor_bytes = encodings.iter().filter_map(|encoding| encoding.payload_bytes_max(self.tokens_max, self.hidden).ok());
+        let tensor_bytes = tensor_bytes.max().unwrap_or(0).max(REASON_BYTES_MAX as u64);
+        let lists_bytes = 4 * (u64::from(self.tokens_max.max(self.segments_max)) + u64::from(self.segments_max));
+        (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes).min(FRAME_BYTES_MAX)
     }
 
     /// Only this round's frames.
@@ -87,8 +93,9 @@ impl FrameLimits {
         self
     }
 
-    /// Only these encodings.
+    /// Only these encodings, and no frame larger than theirs.
     pub fn encoded(mut self, activations: Encoding, gradients: Encoding) -> Self {
+        self.frame_bytes_max = self.frame_bytes(&[activations, gradients]);
         self.activations = Some(activations);
         self.gradients = Some(gradients);
         self
@@ -123,7 +130,7 @@ impl FrameHeader {
             }
         }
         let lists_bytes = 4 * (u64::from(self.segments) + u64::from(self.labels));
-        // The sum cannot overflow: check_tensor bounded the payload by the product of two u32 and four.
+        // Saturating: check_tensor bounds the payload only by what two u32 of rows and columns take.
         let bytes = self.payload_bytes.saturating_add(FRAME_HEADER_BYTES as u64 + lists_bytes);
         let bytes_max = limits.frame_bytes_max.min(FRAME_BYTES_MAX);
         if bytes > bytes_max {
@@ -156,7 +163,7 @@ impl FrameHeader {
         }
     }
 
-    /// A tensor of the model's width, of an allowed number of rows, of exactly its bytes.
+    /// A tensor of the model's width, of an allowed number of rows, of a number of bytes that its encoding can have.
     fn check_tensor(&self, limits: &FrameLimits) -> Result<(), FrameError> {
         self.exactly("hidden", self.hidden.into(), limits.hidden.into())?;
         self.up_to("tokens", self.tokens.into(), limits.tokens_max.into())?;
@@ -175,8 +182,11 @@ impl FrameHeader {
         if !labels_fit {
             return Err(self.count("labels", self.labels.into(), labels_expected));
         }
-        let expected = self.encoding.payload_bytes(self.tokens, self.hidden).unwrap_or(u64::MAX);
-        self.exactly("payload_bytes", self.payload_bytes, expected)
+        self.encoding.check_bytes(self.payload_bytes, self.tokens, self.hidden).map_err(|source| FrameError::Payload {
+            step: self.step,
+            kind: self.kind,
+            source,
+        })
     }
 
     /// Nothing but a payload of text, or nothing at all.

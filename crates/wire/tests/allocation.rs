@@ -78,7 +78,7 @@ fn claims_are_not_allocated_for() {
     hello.splice(encodings_at..encodings_at + 1, huge);
     check_bounded(&hello);
     let mut adapter = adapter().encode();
-    adapter.splice(40..41, huge);
+    adapter.splice(56..57, huge);
     adapter[12] += 8;
     check_bounded(&adapter);
 }
@@ -90,10 +90,18 @@ fn the_densest_manifest_is_bounded() {
     let mut manifest = vec![0xfc];
     manifest.extend(entries.to_le_bytes());
     manifest.resize(manifest.len() + entries as usize * 2, 0);
-    let mut bytes =
-        AdapterHeader { round: RoundId(1), manifest_bytes: manifest.len() as u32, payload_bytes: 0, weight: 1.0, base_prefix: 0 }
-            .encode()
-            .to_vec();
+    let mut bytes = AdapterHeader {
+        round: RoundId(1),
+        manifest_bytes: manifest.len() as u32,
+        payload_bytes: 0,
+        weight: 1.0,
+        base_prefix: 0,
+        encoding: Encoding::F32,
+        from: None,
+        values: 0,
+    }
+    .encode()
+    .to_vec();
     bytes.extend(manifest);
     check_bounded(&bytes);
 }
@@ -105,7 +113,7 @@ fn noise_is_bounded() {
     let starts = prop_oneof![
         (0..10_u8).prop_map(|variant| vec![variant]),
         Just(encode(&hello()).unwrap()[..30].to_vec()),
-        Just(adapter().encode()[..40].to_vec()),
+        Just(adapter().encode()[..56].to_vec()),
     ];
     let noise = proptest::collection::vec(any::<u8>(), 0..200);
     TestRunner::new(config)

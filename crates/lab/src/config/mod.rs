@@ -19,6 +19,7 @@ pub use sections::{
 };
 
 use cutlayer_data::DataSpec;
+use cutlayer_wire::ADAPTER_COLUMNS;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use toml::Table;
@@ -138,6 +139,11 @@ impl RunConfig {
         require(self.server.join_deadline_s > 0, "server.join_deadline_s", 0, "give the longest wait for clients in seconds")?;
         require(self.link.idle_timeout_s > 0, "link.idle_timeout_s", 0, "give the longest silence of a living peer in seconds")?;
         require(self.link.step_timeout_s > 0, "link.step_timeout_s", 0, "give a time longer than the slowest step")?;
+        self.link.adapters.check_columns(ADAPTER_COLUMNS).map_err(|error| ConfigError::Invalid {
+            key: "link.adapters",
+            found: self.link.adapters.to_string(),
+            remedy: error.to_string(),
+        })?;
         cutlayer_federation::by_name(&self.server.aggregator).map(|_| ()).map_err(|error| ConfigError::Invalid {
             key: "server.aggregator",
             found: self.server.aggregator.clone(),
