@@ -1,6 +1,6 @@
 //! An adapter on the wire: one unidirectional stream, the same bytes in both directions.
 //!
-//! A 56-byte little-endian header, a bincode manifest of names and shapes, then the values in the manifest's order: as they
+//! A 60-byte little-endian header, a bincode manifest of names and shapes, then the values in the manifest's order: as they
 //! are in f32, or in another encoding as rows that are filled up with zeros (`adapter_values.rs`). Lengths are believed only
 //! after they agree with each other and with the limits.
 
@@ -14,7 +14,7 @@ use crate::message::PROTOCOL_VERSION;
 use crate::tensor::{AdapterState, HostTensor};
 
 /// Bytes of an encoded header.
-pub const ADAPTER_HEADER_BYTES: usize = 56;
+pub const ADAPTER_HEADER_BYTES: usize = 60;
 
 /// The largest manifest: some ten thousand tensors with full PEFT names.
 pub const MANIFEST_BYTES_MAX: usize = 1 << 20;

@@ -185,8 +185,8 @@ impl Frame {
     }
 
     fn assert_tensor(&self) {
-        let FrameHeader { encoding, tokens, hidden, payload_bytes, .. } = self.header;
-        let fits = encoding.check_bytes(payload_bytes, tokens, hidden);
+        let FrameHeader { encoding, tokens, hidden, .. } = self.header;
+        let fits = self.header.check_payload();
         assert_eq!(fits, Ok(()), "our payload is [{tokens}, {hidden}] in {encoding}");
     }
 }

@@ -1,4 +1,4 @@
-//! The fixed header of a step's frame: its fields and their 72 bytes.
+//! The fixed header of a step's frame: its fields and their 76 bytes.
 //!
 //! A frame is this header, then `segments` u32 lengths, `labels` i32 labels and `payload_bytes` of
 //! tensor, all little-endian. Decoding believes nothing: [`FrameHeader::check`] does the judging.
@@ -9,7 +9,7 @@ use crate::ids::{RoundId, StepId};
 use crate::message::{EvalSums, PROTOCOL_VERSION};
 
 /// Bytes of an encoded header.
-pub const FRAME_HEADER_BYTES: usize = 72;
+pub const FRAME_HEADER_BYTES: usize = 76;
 
 /// The first bytes of every frame.
 const MAGIC: [u8; 4] = *b"CUTL";

@@ -78,7 +78,7 @@ fn claims_are_not_allocated_for() {
     hello.splice(encodings_at..encodings_at + 1, huge);
     check_bounded(&hello);
     let mut adapter = adapter().encode();
-    adapter.splice(56..57, huge);
+    adapter.splice(60..61, huge);
     adapter[12] += 8;
     check_bounded(&adapter);
 }
@@ -136,7 +136,7 @@ fn noise_is_bounded() {
     let starts = prop_oneof![
         (0..10_u8).prop_map(|variant| vec![variant]),
         Just(encode(&hello()).unwrap()[..30].to_vec()),
-        Just(adapter().encode()[..56].to_vec()),
+        Just(adapter().encode()[..60].to_vec()),
     ];
     let noise = proptest::collection::vec(any::<u8>(), 0..200);
     TestRunner::new(config)

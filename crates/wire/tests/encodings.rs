@@ -38,6 +38,8 @@ const NAMES: &[&str] = &[
     "int4/64+hadamard+zstd",
     "int8+topk=0.1+zstd",
     "int4+proj=30+zstd",
+    "int8+delta",
+    "int4/64+zstd+moved=0.05",
 ];
 
 fn named(name: &str) -> Encoding {
@@ -234,11 +236,12 @@ proptest! {
     #[test]
     fn binary_names_are_unambiguous(
         values in prop_oneof![0..3_u8, 0x10..0x1a_u8, any::<u8>()],
-        stages in prop_oneof![0..8_u8, any::<u8>()],
-        numbers in proptest::array::uniform3(prop_oneof![Just(0_u16), Just(64), any::<u16>()]),
+        stages in prop_oneof![0..16_u8, any::<u8>()],
+        numbers in proptest::array::uniform4(prop_oneof![3 => Just(0_u16), 1 => Just(64), 1 => any::<u16>()]),
     ) {
-        let [group, top, projection] = numbers.map(u16::to_le_bytes);
-        let bytes = [values, stages, group[0], group[1], top[0], top[1], projection[0], projection[1]];
+        let mut bytes = [0; Encoding::BYTES];
+        bytes[..2].copy_from_slice(&[values, stages]);
+        bytes[2..10].copy_from_slice(numbers.map(u16::to_le_bytes).as_flattened());
         if let Ok(encoding) = Encoding::from_bytes(bytes) {
             prop_assert_eq!(encoding.to_bytes(), bytes);
             prop_assert_eq!(encoding.to_string().parse(), Ok(encoding));
@@ -379,6 +382,8 @@ fn refusals_say_what_to_write() {
     check("f32+stochastic", "write int8+stochastic");
     check("int4/48+hadamard", "a rotated group is a power of two");
     check("int4/4", "8 features or more");
+    check("int8+moved=2", "up to 1");
+    check("int8+delta+moved=0.1", "no encoding is called");
     check("int8+topk=1.5", "from 0.0001 to 1");
     check("int8/64+topk=0.1", "drop the group");
     check("int8+proj=64+hadamard", "drop hadamard");

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use cutlayer_wire::{DifferenceReceiver, Differences, Encoding, Feedback, MemoryBound, MemoryError, Sample};
+use cutlayer_wire::{
+    DifferenceReceiver, Differences, Encoding, EvalSums, Feedback, Frame, FrameFlags, FrameLimits, MemoryBound, MemoryError, RoundId,
+    Sample, StepId,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -171,6 +174,33 @@ fn feedback_leaves_nothing_out() {
         feedback.clear();
         assert_eq!(feedback.values(), 0);
     }
+}
+
+/// Goal: frames carry differences one way and plain tensors the other, within their bounds. Method: a step's frames, and spoilt headers.
+#[test]
+fn frames_carry_differences() {
+    let encoding = named("int8+moved=0.05");
+    let terms = Differences::of(encoding, MemoryBound { values_max: 1000 }).unwrap();
+    assert_eq!((terms.difference, terms.moved), (Encoding::INT8, 0.05));
+    assert!(Differences::of(Encoding::INT8, terms.bound).is_none());
+    let samples = [Sample { id: 1, rows: 2 }, Sample { id: 2, rows: 3 }];
+    let payload = terms.ends().0.pack(&samples, &tensor(&samples, 0.0), COLUMNS, 0).unwrap();
+    let width = COLUMNS as u32;
+    let forward = Frame::forward(StepId(1), RoundId(1), FrameFlags::TRAIN, encoding, width, vec![2, 3], vec![], payload);
+    let limits = FrameLimits::new(width, 5, 5).encoded(encoding, Encoding::F16);
+    assert!(limits.frame_bytes_max < FrameLimits::new(width, 5, 5).frame_bytes_max.max(5000));
+    forward.header.check(&limits).unwrap();
+    let mut long = forward.header;
+    long.payload_bytes = terms.payload_bytes_max(2, 5, width).unwrap();
+    long.check(&limits).unwrap();
+    long.payload_bytes += 1;
+    assert!(long.check(&limits).unwrap_err().to_string().contains("B are no [5, 16] tensor in int8+moved=0.05"));
+    let plain = |encoding: Encoding| encoding.encode(&tensor(&samples, 0.1), COLUMNS, 0).unwrap();
+    let answers = limits.answering(&forward.header);
+    Frame::hidden(&forward.header, Encoding::INT8, plain(Encoding::INT8)).header.check(&answers).unwrap();
+    Frame::gradient(&forward.header, Encoding::F16, EvalSums::default(), plain(Encoding::F16)).header.check(&answers).unwrap();
+    let hidden = Frame::hidden(&forward.header, Encoding::BF16, plain(Encoding::BF16)).header.check(&answers).unwrap_err().to_string();
+    assert!(hidden.contains("frame is in bf16, int8 was agreed"), "{hidden}");
 }
 
 /// Goal: samples that are not the tensor are refused. Method: a row too many, and a receiver of another shape.

@@ -37,9 +37,9 @@ fn oversized_frames_are_refused_by_their_header() {
 /// Goal: a frame within every count may still be too large. Method: limits narrower than the frame.
 #[test]
 fn the_frame_limit_is_the_last_word() {
-    let exact = 72 + 8 + 12 + 12;
+    let exact = 76 + 8 + 12 + 12;
     let limits = FrameLimits { frame_bytes_max: exact - 1, ..limits() };
-    check_header_refused(&limits, "frame of 104 B exceeds 103 B", |_| ());
+    check_header_refused(&limits, "frame of 108 B exceeds 107 B", |_| ());
     let wide = FrameLimits::new(u32::MAX, u32::MAX, u32::MAX);
     assert_eq!(wide.frame_bytes_max, FRAME_BYTES_MAX);
     check_header_refused(&wide, "exceeds 1073741824 B", |h| {
@@ -128,10 +128,10 @@ fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("unknown bits 0x0002", |bytes| bytes[7] = 2);
     check_frame_bytes_refused("no encoding has the bytes [03, 00", |bytes| bytes[8] = 3);
     check_frame_bytes_refused("no encoding has the bytes [01, 01", |bytes| bytes[9] = 1);
-    check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[28] = 11);
-    check_frame_bytes_refused("unknown bits 0x0100", |bytes| bytes[31] = 1);
-    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[72] = 0);
-    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[72] = 2);
+    check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[32] = 11);
+    check_frame_bytes_refused("unknown bits 0x0100", |bytes| bytes[35] = 1);
+    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[76] = 0);
+    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[76] = 2);
     check_frame_bytes_refused("body has 31 B, the header says 32 B", |bytes| {
         bytes.pop();
     });
@@ -259,23 +259,23 @@ fn check_adapter_refused(says: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
 /// Goal: a spoilt adapter is refused for what is wrong with it. Method: spoil one place at a time.
 #[test]
 fn spoilt_adapters_are_refused() {
-    check_adapter_refused("header has 55 B, the header says 56 B", |b| b.truncate(55));
-    check_adapter_refused("manifest has 9 B, the header says 10 B", |b| b.truncate(65));
-    check_adapter_refused("payload has 19 B, the header says 20 B", |b| b.truncate(85));
+    check_adapter_refused("header has 59 B, the header says 60 B", |b| b.truncate(59));
+    check_adapter_refused("manifest has 9 B, the header says 10 B", |b| b.truncate(69));
+    check_adapter_refused("payload has 19 B, the header says 20 B", |b| b.truncate(89));
     check_adapter_refused("payload has 21 B, the header says 20 B", |b| b.push(0));
     check_adapter_refused("not a cutlayer adapter", |b| b[3] = b'L');
     check_adapter_refused("adapter speaks protocol 0", |b| b[4] = 0);
     check_adapter_refused("reserved bits 0x0002", |b| b[6] = 2);
-    check_adapter_refused("reserved bits 0x0000", |b| b[48] = 2);
+    check_adapter_refused("reserved bits 0x0000", |b| b[52] = 2);
     check_adapter_refused("no encoding has the bytes [03", |b| b[40] = 3);
     check_adapter_refused("manifest of 4278190090 B exceeds", |b| b[15] = 0xff);
     check_adapter_refused("payload of 1099511627796 B exceeds", |b| b[21] = 1);
     check_adapter_refused("weighs -96", |b| b[31] |= 0x80);
     check_adapter_refused("weighs NaN", |b| b[24..32].fill(0xff));
-    check_adapter_refused("cannot be read", |b| b[56] = 200);
-    check_adapter_refused("it ends after 5 B", |b| b[56] = 1);
-    check_adapter_refused("holds \"a\" twice", |b| b[62] = b'a');
-    check_adapter_refused("its shapes hold 6 values, the header says 5", |b| b[60] = 4);
+    check_adapter_refused("cannot be read", |b| b[60] = 200);
+    check_adapter_refused("it ends after 5 B", |b| b[60] = 1);
+    check_adapter_refused("holds \"a\" twice", |b| b[66] = b'a');
+    check_adapter_refused("its shapes hold 6 values, the header says 5", |b| b[64] = 4);
     check_adapter_refused("its shapes take 128 B, the payload has 20 B", |b| b[40] = 1);
 }
 

@@ -1,4 +1,4 @@
-//! The two forms of an encoding's name: text for people and run files, eight bytes for messages and headers.
+//! The two forms of an encoding's name: text for people and run files, twelve bytes for messages and headers.
 //!
 //! Either form is read whole or refused; a name that parses is a combination that can be computed.
 
@@ -14,12 +14,13 @@ const INT: u8 = 0x10;
 const HADAMARD: u8 = 1;
 const STOCHASTIC: u8 = 2;
 const ZSTD: u8 = 4;
+const DELTA: u8 = 8;
 
 impl Encoding {
     /// Bytes of its binary form.
-    pub const BYTES: usize = 8;
+    pub const BYTES: usize = 12;
 
-    /// Its binary form: values, stages, then group, kept share and projection as u16.
+    /// Its binary form: values, stages, then group, kept share, projection and share moved as u16, and two spare bytes.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let values = match self.values {
             Values::F32 => 0,
@@ -28,14 +29,17 @@ impl Encoding {
             Values::Int(bits) => INT + bits,
         };
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };
-        let stages = flag(self.hadamard, HADAMARD) | flag(self.stochastic, STOCHASTIC) | flag(self.zstd, ZSTD);
-        let ([g, roup], [t, op], [p, roj]) = (self.group.to_le_bytes(), self.top.to_le_bytes(), self.projection.to_le_bytes());
-        [values, stages, g, roup, t, op, p, roj]
+        let stages = flag(self.hadamard, HADAMARD) | flag(self.stochastic, STOCHASTIC) | flag(self.zstd, ZSTD) | flag(self.delta, DELTA);
+        let [group, top, projection, moved] = [self.group, self.top, self.projection, self.moved].map(u16::to_le_bytes);
+        let mut bytes = [0; Self::BYTES];
+        let fields = [[values, stages], group, top, projection, moved];
+        bytes.iter_mut().zip(fields.as_flattened()).for_each(|(byte, field)| *byte = *field);
+        bytes
     }
 
     /// The encoding of these bytes.
     pub fn from_bytes(found: [u8; Self::BYTES]) -> Result<Self, EncodingError> {
-        let [number, stages, g, roup, t, op, p, roj] = found;
+        let [number, stages, g, g2, t, t2, p, p2, m, m2, spare @ ..] = found;
         let unknown = EncodingError::UnknownBytes { found };
         let values = match number {
             0 => Values::F32,
@@ -45,15 +49,17 @@ impl Encoding {
         };
         let encoding = Self {
             values,
-            group: u16::from_le_bytes([g, roup]),
-            top: u16::from_le_bytes([t, op]),
-            projection: u16::from_le_bytes([p, roj]),
+            group: u16::from_le_bytes([g, g2]),
+            top: u16::from_le_bytes([t, t2]),
+            projection: u16::from_le_bytes([p, p2]),
+            moved: u16::from_le_bytes([m, m2]),
             hadamard: stages & HADAMARD != 0,
             stochastic: stages & STOCHASTIC != 0,
             zstd: stages & ZSTD != 0,
+            delta: stages & DELTA != 0,
         };
         match encoding.consistent() {
-            Ok(()) if stages <= HADAMARD | STOCHASTIC | ZSTD => Ok(encoding),
+            Ok(()) if stages <= HADAMARD | STOCHASTIC | ZSTD | DELTA && spare == [0; 2] => Ok(encoding),
             _ => Err(unknown),
         }
     }
@@ -75,6 +81,8 @@ impl Encoding {
             (self.top == 0 || self.group == 0, "topk keeps one scale a row: drop the group"),
             (self.top == 0 || !self.hadamard, "a rotation spreads what topk looks for: drop one of them"),
             (self.top == 0 || self.projection == 0, "a projection spreads what topk looks for: drop one of them"),
+            (self.delta || self.moved == 0, "only differences tell what moved: write int4/64+moved=0.05"),
+            (self.moved <= TOP_ALL, "moved is a share of a token's norm, up to 1: write moved=0.05"),
             (self.projection == 0 || !self.hadamard, "a projection rotates already: drop hadamard"),
         ];
         match rules.into_iter().find(|(holds, _)| !holds) {
@@ -92,9 +100,11 @@ impl Encoding {
                 "hadamard" => set(&mut self.hadamard),
                 "stochastic" => set(&mut self.stochastic),
                 "zstd" => set(&mut self.zstd),
+                "delta" => set(&mut self.delta),
                 _ => false,
             },
             Some(("topk", share)) => number(&mut self.top, share_of(share)?),
+            Some(("moved", share)) => set(&mut self.delta) && number(&mut self.moved, share_of(share)?),
             Some(("proj", coordinates)) => number(&mut self.projection, coordinates.parse().ok()?),
             Some(_) => false,
         };
@@ -162,7 +172,13 @@ impl fmt::Display for Encoding {
         if self.projection > 0 {
             text += &format!("+proj={}", self.projection);
         }
-        out.pad(&(text + if self.zstd { "+zstd" } else { "" }))
+        text += if self.zstd { "+zstd" } else { "" };
+        match (self.delta, self.moved) {
+            (false, _) => {}
+            (true, 0) => text += "+delta",
+            (true, moved) => text += &format!("+moved={}", f64::from(moved) / f64::from(TOP_ALL)),
+        }
+        out.pad(&text)
     }
 }
 

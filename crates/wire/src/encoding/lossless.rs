@@ -60,7 +60,7 @@ mod tests {
     fn payloads_survive() {
         for width in [1, 2, 4] {
             for length in [0, 1, 3, 64, 1001] {
-                for payload in [vec![7; length], (0..length as u32).map(|i| (i * i * 2_654_435_761 >> 7) as u8).collect()] {
+                for payload in [vec![7; length], (0..length as u32).map(|i| ((i * i).wrapping_mul(2_654_435_761) >> 7) as u8).collect()] {
                     let packed = pack(&payload, width);
                     assert!(packed.len() <= length + 1);
                     assert_eq!(unpack(&packed, width, length), Ok(payload));

@@ -66,11 +66,25 @@ pub struct Encoding {
     hadamard: bool,
     stochastic: bool,
     zstd: bool,
+    /// Whether a sample that came by before travels as the difference from then.
+    delta: bool,
+    /// Of differences: the share of its norm that a token must have moved by to travel, in parts of `TOP_ALL`.
+    moved: u16,
 }
 
 impl Encoding {
     /// Four bytes a value, little-endian; lossless.
-    pub const F32: Self = Self { values: Values::F32, group: 0, top: 0, projection: 0, hadamard: false, stochastic: false, zstd: false };
+    pub const F32: Self = Self {
+        values: Values::F32,
+        group: 0,
+        top: 0,
+        projection: 0,
+        hadamard: false,
+        stochastic: false,
+        zstd: false,
+        delta: false,
+        moved: 0,
+    };
     /// Two bytes a value: the upper half of an f32, rounded to nearest even.
     pub const BF16: Self = Self { values: Values::Bf16, ..Self::F32 };
     /// Two bytes a value in IEEE half precision.
@@ -83,6 +97,16 @@ impl Encoding {
     /// Whether every value comes out as it went in.
     pub fn is_lossless(self) -> bool {
         self.values == Values::F32 && self.top == 0 && self.projection == 0
+    }
+
+    /// What each tensor is written in where nothing is remembered: this encoding, or that of its differences.
+    pub fn forgetful(self) -> Self {
+        Self { delta: false, moved: 0, ..self }
+    }
+
+    /// The share of its norm that a token must have moved by to travel, where samples travel as differences.
+    pub fn differences(self) -> Option<f32> {
+        self.delta.then_some(f32::from(self.moved) / f32::from(TOP_ALL))
     }
 
     /// Refuses a width that the encoding cannot do, in words that say which it can.
@@ -102,7 +126,7 @@ impl Encoding {
         let width = self.width(columns);
         let group = u64::from(self.group);
         let block = power_of_two(width).min(GROUP_PROPOSED_MAX);
-        if group > 0 && width % group != 0 {
+        if group > 0 && !width.is_multiple_of(group) {
             return refuse(format!("groups divide the {width} features; {block} does"));
         }
         if self.hadamard && group == 0 && !width.is_power_of_two() {
@@ -122,7 +146,7 @@ impl Encoding {
     pub fn check_bytes(self, bytes: u64, rows: u32, columns: u32) -> Result<(), EncodingError> {
         let bytes_max = self.payload_bytes_max(rows, columns)?;
         let (row_bytes, bitmap_bytes) = (self.row_bytes(columns.into()), u64::from(rows.div_ceil(8)));
-        let by_rows = bytes >= bitmap_bytes && (bytes - bitmap_bytes) % row_bytes == 0;
+        let by_rows = bytes >= bitmap_bytes && (bytes - bitmap_bytes).is_multiple_of(row_bytes);
         if bytes == bytes_max || (bytes < bytes_max && bytes > 0 && (self.zstd || by_rows)) {
             return Ok(());
         }

@@ -28,12 +28,24 @@ pub enum EncodingPart {
     Projection,
     /// A lossless stage after all others.
     Zstd,
+    /// Differences from a sample's last visit, and tokens that did not move.
+    Delta,
 }
 
 impl EncodingPart {
     /// Every part this build can read and write.
-    pub const ALL: [Self; 9] =
-        [Self::F32, Self::Bf16, Self::F16, Self::Int, Self::Hadamard, Self::Stochastic, Self::TopK, Self::Projection, Self::Zstd];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::Bf16,
+        Self::F16,
+        Self::Int,
+        Self::Hadamard,
+        Self::Stochastic,
+        Self::TopK,
+        Self::Projection,
+        Self::Zstd,
+        Self::Delta,
+    ];
 }
 
 impl fmt::Display for EncodingPart {
@@ -48,6 +60,7 @@ impl fmt::Display for EncodingPart {
             Self::TopK => "topk",
             Self::Projection => "proj",
             Self::Zstd => "zstd",
+            Self::Delta => "delta",
         })
     }
 }
@@ -67,6 +80,7 @@ impl Encoding {
             (self.top > 0, EncodingPart::TopK),
             (self.projection > 0, EncodingPart::Projection),
             (self.zstd, EncodingPart::Zstd),
+            (self.delta, EncodingPart::Delta),
         ];
         std::iter::once(values).chain(stages.into_iter().filter_map(|(on, part)| on.then_some(part))).collect()
     }

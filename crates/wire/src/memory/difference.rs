@@ -8,7 +8,7 @@
 
 use super::cache::Cache;
 use super::{MemoryBound, MemoryError, Sample, split};
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, EncodingError};
 
 /// Bytes of a sample's id and visit.
 const SAMPLE_BYTES: usize = 12;
@@ -43,8 +43,14 @@ pub struct DifferenceReceiver {
 }
 
 impl Differences {
+    /// What an encoding says of differences, if it speaks of them. A first visit travels in bf16.
+    pub fn of(encoding: Encoding, bound: MemoryBound) -> Option<Self> {
+        let moved = encoding.differences()?;
+        Some(Self { whole: Encoding::BF16, difference: encoding.forgetful(), moved, bound })
+    }
+
     /// The most bytes of such a payload.
-    pub fn payload_bytes_max(&self, samples: u32, rows: u32, columns: u32) -> Result<u64, MemoryError> {
+    pub fn payload_bytes_max(&self, samples: u32, rows: u32, columns: u32) -> Result<u64, EncodingError> {
         let whole = self.whole.payload_bytes_max(rows, columns)?;
         let difference = self.difference.payload_bytes_max(rows, columns)?;
         let head = u64::from(samples) * SAMPLE_BYTES as u64 + LENGTH_BYTES as u64;
