@@ -19,12 +19,22 @@ pub enum TensorError {
 /// Hidden states `[n, d]` as bytes; `seed` is for encodings that round by chance.
 pub fn encode(encoding: Encoding, hidden_nd: Tensor<2>, seed: u64) -> Result<Vec<u8>, TensorError> {
     let [_, hidden] = hidden_nd.dims();
-    Ok(encoding.encode(&download(hidden_nd), hidden, seed)?)
+    Ok(encoding.encode(&values(hidden_nd), hidden, seed)?)
+}
+
+/// Hidden states `[n, d]` as values, row by row.
+pub fn values(hidden_nd: Tensor<2>) -> Vec<f32> {
+    download(hidden_nd)
 }
 
 /// Bytes of `n` tokens as `[n, d]` on `device`. Refuses a NaN or an infinity.
 pub fn decode(encoding: Encoding, bytes: &[u8], tokens: usize, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
-    let values = encoding.decode(bytes, tokens, hidden)?;
+    tensor(encoding.decode(bytes, tokens, hidden)?, hidden, device)
+}
+
+/// Values of whole rows of `hidden` as `[n, d]` on `device`. Refuses a NaN or an infinity.
+pub fn tensor(values: Vec<f32>, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
+    let tokens = values.len() / hidden;
     if !values.iter().all(|value| value.is_finite()) {
         return Err(TensorError::NotFinite);
     }

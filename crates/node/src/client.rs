@@ -187,15 +187,20 @@ impl Client {
                 SessionEvent::Train { round, from } => {
                     self.adopt(from).await?;
                     let trained = self.train(round).await;
-                    unless_left_behind(round, trained)?;
+                    if unless_left_behind(round, trained)?.is_none() {
+                        self.side.run("forget", ClientSide::forget_visits).await?;
+                    }
                 }
                 SessionEvent::Evaluate { round } => {
                     self.adopt(round).await?;
                     let scored = self.evaluate(round).await;
-                    if let Some(sums) = unless_left_behind(round, scored)? {
-                        let scores = Message::Evaluated { round, sums };
-                        self.session.sent(&scores)?;
-                        self.control.send(&scores).await?;
+                    match unless_left_behind(round, scored)? {
+                        Some(sums) => {
+                            let scores = Message::Evaluated { round, sums };
+                            self.session.sent(&scores)?;
+                            self.control.send(&scores).await?;
+                        }
+                        None => self.side.run("forget", ClientSide::forget_visits).await?,
                     }
                 }
                 SessionEvent::Settled { round, accepted } => {

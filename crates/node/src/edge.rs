@@ -7,10 +7,12 @@ use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
+use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
 use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{
-    AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
+    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
+    StepId,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,6 +39,8 @@ struct Seat {
     gone: bool,
     /// U-shaped steps between Hidden and Gradient.
     doing: BTreeMap<StepId, (StepClock, Rows)>,
+    /// What it remembers of the client's samples, where they travel as differences.
+    known: Option<DifferenceReceiver>,
 }
 
 /// The server's layers and adapters.
@@ -96,7 +100,8 @@ impl Edge {
             ServerAdapters::PerClient => Some(self.stage(blocks.clone(), head)?),
             ServerAdapters::Shared => None,
         };
-        let seat = Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new() };
+        let seat =
+            Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new(), known: receiver(self.activations) };
         self.seats.insert(client, seat);
         Ok(())
     }
@@ -156,7 +161,7 @@ impl Edge {
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
         let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
-        let hidden = self.read(step, frame, &rows)?;
+        let hidden = self.read_opening(client, frame, &rows)?;
         self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
         let clock = StepClock { round: header.round, index: seat.work.steps };
@@ -175,9 +180,10 @@ impl Edge {
             if train {
                 seat.doing.insert(step, (clock, rows));
             }
-            let payload = self.write(client, step, FrameKind::Hidden, self.activations, hidden)?;
+            let encoding = self.activations.forgetful();
+            let payload = self.write(client, step, FrameKind::Hidden, encoding, hidden)?;
             self.clock.end(Phase::Encode);
-            return Ok(Frame::hidden(&header, self.activations, payload));
+            return Ok(Frame::hidden(&header, encoding, payload));
         }
         self.clock.start_loss(stage);
         let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
@@ -247,6 +253,17 @@ impl Edge {
     fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
         let seed = frame_seed(&self.plan, client, step, kind, Sender::Server);
         encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step, source })
+    }
+
+    /// The activations that open a step: what the client's samples differ by, where they are remembered.
+    fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
+        let step = frame.header.step;
+        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.as_mut()) else {
+            return self.read(step, frame, rows);
+        };
+        let hidden = self.frozen.spec().hidden;
+        let values = known.unpack(&frame.payload, &frame.lengths, hidden)?;
+        encoding::tensor(values, hidden, self.frozen.device()).map_err(|source| NodeError::Tensor { step, source })
     }
 
     fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {

@@ -5,7 +5,7 @@ use cutlayer_federation::{ConfigError, UnknownAggregator};
 use cutlayer_model::encoding::TensorError;
 use cutlayer_model::{AdapterError, DeviceError, FolderError, LoadError, PeftError, RowsError, StageError};
 use cutlayer_transport::LinkError;
-use cutlayer_wire::{AdapterFrameError, EncodingError, FrameError, PlanError, RefusalCode, SessionError, StepId};
+use cutlayer_wire::{AdapterFrameError, EncodingError, FrameError, MemoryError, PlanError, RefusalCode, SessionError, StepId};
 use std::path::PathBuf;
 
 /// A node that ended without finishing its job.
@@ -53,6 +53,9 @@ pub enum NodeError {
     /// An update from the peer, or one of ours that cannot be sent.
     #[error(transparent)]
     Update(#[from] AdapterFrameError),
+    /// Samples that the two sides do not remember alike.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A frame from the peer.
     #[error(transparent)]
     Frame(#[from] FrameError),

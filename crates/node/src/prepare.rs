@@ -1,6 +1,7 @@
 //! From a client's records to its batches, once the plan is known.
 
 use crate::error::NodeError;
+use crate::visits::check_forgetful;
 use cutlayer_data::{Batch, BatchShape, Batcher, Layout, Objective, Record, Tokenizer, evaluation_batches, tokenise};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_wire::{ADAPTER_COLUMNS, BatchSpec, Encoding, Plan, Task};
@@ -45,11 +46,13 @@ pub(crate) fn check_task(task: &Task, spec: &ModelSpec) -> Result<(), NodeError>
     }
 }
 
-/// The encodings of activations and gradients can do the model's width, that of adapters an adapter's rows.
+/// The encodings of activations and gradients can do the model's width, that of adapters an adapter's rows; only activations are
+/// remembered.
 pub(crate) fn check_encodings(tensors: [Encoding; 2], adapters: Encoding, spec: &ModelSpec) -> Result<(), NodeError> {
     let hidden = u32::try_from(spec.hidden).unwrap_or(u32::MAX);
     tensors.into_iter().try_for_each(|encoding| encoding.check_columns(hidden))?;
-    Ok(adapters.check_columns(ADAPTER_COLUMNS)?)
+    adapters.check_columns(ADAPTER_COLUMNS)?;
+    check_forgetful([tensors[1], adapters])
 }
 
 fn shape(batch: &BatchSpec) -> BatchShape {

@@ -144,6 +144,10 @@ impl RunConfig {
             found: self.link.adapters.to_string(),
             remedy: error.to_string(),
         })?;
+        for (key, encoding) in [("link.gradients", self.link.gradients), ("link.adapters", self.link.adapters)] {
+            let remedy = "only activations are differences between visits; drop delta or moved";
+            require(encoding.differences().is_none(), key, encoding, remedy)?;
+        }
         cutlayer_federation::by_name(&self.server.aggregator).map(|_| ()).map_err(|error| ConfigError::Invalid {
             key: "server.aggregator",
             found: self.server.aggregator.clone(),
