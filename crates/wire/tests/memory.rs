@@ -65,7 +65,11 @@ proptest! {
 
     /// Goal: no bytes make the receiver panic, and what it refuses changes nothing. Method: spoilt payloads, then a good one.
     #[test]
-    fn spoilt_bytes_never_panic(edits in vec((0..200_usize, any::<u8>()), 0..4), length in 0..200_usize, noise in vec(any::<u8>(), 0..200)) {
+    fn spoilt_bytes_never_panic(
+        edits in vec((0..200_usize, any::<u8>()), 0..4),
+        length in 0..200_usize,
+        noise in vec(any::<u8>(), 0..200),
+    ) {
         let samples = [Sample { id: 1, rows: 2 }, Sample { id: 2, rows: 1 }];
         let (mut sender, mut receiver) = terms(0.0, 1000).ends();
         let first = sender.pack(&samples, &tensor(&samples, 0.0), COLUMNS, 0).unwrap();
