@@ -6,9 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has nothing to print")]
 
 use cutlayer::data::{Record, train_tokenizer};
-use cutlayer::model::{
-    Device, ExportDtype, Frozen, Input, Mode, ModelFolder, Parts, Pretrainer, Rows, Stage, encoding, lora, read_spec, write_model,
-};
+use cutlayer::model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, encoding, lora, read_spec};
 use cutlayer::node::{ClientData, ComputeConfig, Event, EventSink, JoinConfig, ServeConfig, join, serve};
 use cutlayer::transport::{AllowList, Identity};
 use cutlayer::wire::{
@@ -16,7 +14,6 @@ use cutlayer::wire::{
     Weighting,
 };
 use cutlayer::{DeviceChoice, LinkConfig, Stop};
-use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -33,7 +30,7 @@ const LEARNING_RATE: f32 = 1e-3;
 const SEED: u64 = 1;
 
 const USAGE: &str = "\
-cargo bench --bench step -- [--shape llama-tiny|smollm2-135m | --model DIR] [--cut 2] [--sequences 4] [--tokens 128] [--steps 20]
+cargo bench --bench step -- [--shape llama-tiny|smollm2-135m|gpt2|... | --model DIR] [--cut 2] [--sequences 4] [--tokens 128] [--steps 20]
 cargo bench --bench step -- --shape NAME --write DIR     only makes the model folder";
 
 struct Options {
@@ -294,24 +291,13 @@ impl Rival {
     }
 }
 
-/// A random model of a named shape, as `shared/peers/gen_model.py` knows them, with a tokenizer.
+/// A random model of a named shape, with a tokenizer.
 fn write_shape(name: &str, folder: &Path) {
-    let (hidden, blocks, heads, kv_heads, intermediate, vocab, theta, tied) = match name {
-        "llama-tiny" => (256, 8, 8, 4, 688, 4096, 1e4, false),
-        "smollm2-135m" => (576, 30, 9, 3, 1536, 49152, 1e5, true),
-        _ => {
-            eprintln!("no shape is called {name:?}\n{USAGE}");
-            std::process::exit(2)
-        }
-    };
-    let config: Value = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
-        "num_hidden_layers": blocks, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": hidden / heads,
-        "intermediate_size": intermediate, "vocab_size": vocab, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-        "rope_theta": theta, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2
-    });
-    let weights = Pretrainer::new(&config, SEED, &DeviceChoice::Cpu.open().unwrap()).unwrap().weights();
-    write_model(folder, &config, weights.into_iter(), ExportDtype::F32).unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    if let Err(error) = cutlayer::lab::write_shape(name, folder) {
+        eprintln!("{error}\n{USAGE}");
+        std::process::exit(2)
+    }
     train_tokenizer([text(4096).as_str()].into_iter(), 512, folder).unwrap();
 }
 

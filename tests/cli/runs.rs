@@ -62,6 +62,22 @@ fn the_same_seed_leaves_the_same_bytes_in_the_next_folder() {
     assert!(adapter(&desk, "twice") != adapter(&desk, "twice-3"), "two seeds, one adapter");
 }
 
+/// Goal: how a side computes is its own affair: checkpointing changes no byte, bf16 a little, and what a device lacks ends in a sentence.
+/// Method: one short run four ways.
+#[test]
+fn each_side_computes_as_it_is_told() {
+    let desk = Desk::new();
+    let file = desk.run_file("ways");
+    let run = |more: &[&str]| desk.ends(&[&["run", &file, "--set", "train.rounds=1"], more].concat());
+    run(&[]).check(0, &[]);
+    run(&["--set", "clients.checkpointing=true", "--set", "server.checkpointing=true"]).check(0, &["this run is ways-2"]);
+    run(&["--set", "clients.precision=bf16"]).check(0, &["this run is ways-3"]);
+    assert!(adapter(&desk, "ways") == adapter(&desk, "ways-2"), "a block run again gives the same gradient");
+    assert!(adapter(&desk, "ways") != adapter(&desk, "ways-3"), "bf16 rounds");
+    run(&["--set", "server.precision=f16"]).check(1, &["precision f16 cannot be had here: a CPU computes in f32 or bf16; use f32"]);
+    run(&["--set", "server.precision=f8"]).check(2, &["f8"]);
+}
+
 /// Goal: batches by length would pad less, and the run says how much. Method: the same data both ways, in the summary and the table.
 #[test]
 fn batches_by_length_pad_less() {

@@ -187,7 +187,7 @@ pub(crate) fn is_cpu(device: &Device) -> bool {
     matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Each takes what its namesake in [`Fused`] takes.
+/// Each takes what its namesake in `Fused` takes.
 impl Kernels {
     /// The fastest on `device`: every backend of this build has the fused ones.
     pub fn on(_: &Device) -> Self {
