@@ -174,6 +174,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         round_deadline: hour,
         activations: Encoding::F32,
         gradients: Encoding::F32,
+        adapters: Encoding::F32,
         first_block: options.cut as u16,
         head: true,
         link: LinkConfig::default(),
@@ -270,7 +271,7 @@ impl Rival {
         let rows = &self.rows;
         let carry = |tensor: cutlayer::model::Tensor<2>| {
             let hidden = tensor.dims()[1];
-            let bytes = encoding::encode(Encoding::F32, tensor);
+            let bytes = encoding::encode(Encoding::F32, tensor, 0).unwrap();
             encoding::decode(Encoding::F32, &bytes, rows.tokens(), hidden, &self.device).unwrap()
         };
         let hidden = carry(self.front.forward(step, 0..self.cut, Input::Tokens(&self.ids), rows, mode).unwrap());

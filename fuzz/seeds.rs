@@ -30,9 +30,10 @@ fn main() -> std::io::Result<()> {
         AdapterFrame::decode(&bytes, &AdapterLimits::for_values(1 << 16)).expect("an adapter of ours");
         write(folder, "adapter_frame", name, &bytes)?;
     }
-    for encoding in Encoding::ALL {
-        let payload = encoding.encode(&[0.0, 1.0, -1.5, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE, 1e30, 3.0]);
-        write(folder, "encoding", &encoding.to_string(), &[&[encoding as u8][..], &payload].concat())?;
+    for name in ["f32", "bf16", "f16", "int8", "int4/8", "int4/8+hadamard", "int8+topk=0.5", "bf16+zstd"] {
+        let encoding: Encoding = name.parse().expect("an encoding");
+        let payload = encoding.encode(&[0.0, 1.0, -1.5, 0.25, 7.0, f32::MIN_POSITIVE, 1e30, 3.0], 8, 1).expect("a row of eight");
+        write(folder, "encoding", &name.replace('/', "-"), &[&encoding.to_bytes()[..], &[1, 1], &payload].concat())?;
     }
     for (name, happenings) in sessions() {
         write(folder, "session", name, &happenings.concat())?;
@@ -82,12 +83,12 @@ fn messages() -> Vec<Message> {
             hidden: 576,
             cut: CutPoint(4),
             tail: Some(1),
-            encodings: Encoding::ALL.to_vec(),
+            encodings: EncodingPart::ALL.to_vec(),
             samples: 1000,
             eval_samples: 70_000,
             name: "alice".into(),
         },
-        Message::Welcome { plan: plan(task, kind), activations: Encoding::Bf16, gradients: Encoding::F32, client: 2, clients: 9 },
+        Message::Welcome { plan: plan(task, kind), activations: Encoding::BF16, gradients: Encoding::F32, adapters: Encoding::F32, client: 2, clients: 9 },
         Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
         Message::Train { round },
         Message::Evaluate { round },
@@ -100,17 +101,17 @@ fn messages() -> Vec<Message> {
 
 fn frames() -> Vec<(&'static str, Frame)> {
     let flags = FrameFlags::TRAIN.with(FrameFlags::NEEDS_GRADIENT);
-    let payload = |encoding: Encoding| encoding.encode(&[1.0; 12]);
+    let payload = |encoding: Encoding| encoding.encode(&[1.0; 12], 4, 1).expect("rows of four");
     let forward =
         |encoding: Encoding, labels| Frame::forward(StepId(5), RoundId(2), flags, encoding, 4, vec![1, 2], labels, payload(encoding));
     let asked = forward(Encoding::F32, vec![]);
     let sums = EvalSums { loss_sum: 2.5, scored: 3, correct: 1 };
     vec![
         ("forward", asked.clone()),
-        ("forward_token_labels", forward(Encoding::Bf16, vec![1, -100, 3])),
+        ("forward_token_labels", forward(Encoding::BF16, vec![1, -100, 3])),
         ("forward_sequence_labels", forward(Encoding::F32, vec![1, 2])),
         ("hidden", Frame::hidden(&asked.header, Encoding::F32, payload(Encoding::F32))),
-        ("gradient", Frame::gradient(&asked.header, Encoding::Bf16, sums, payload(Encoding::Bf16))),
+        ("gradient", Frame::gradient(&asked.header, Encoding::BF16, sums, payload(Encoding::BF16))),
         ("done", Frame::done(&asked.header, sums)),
         ("failed", Frame::failed(&asked.header, "out of memory")),
     ]

@@ -1,24 +1,21 @@
-//! Tensor encodings: one byte names the encoding, the rest is its payload.
-//!
-//! What decodes has as many values as its bytes say, and those values, encoded again, decode to the same.
+//! A tensor's payload in any encoding: whatever the bytes, values of the shape or an error, and values that can be sent again.
 #![no_main]
 
 use cutlayer_wire::Encoding;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((id, payload)) = bytes.split_first() else {
-        return;
-    };
-    let Ok(encoding) = Encoding::try_from(*id) else {
-        return;
-    };
-    let Ok(values) = encoding.decode(payload) else {
-        return;
-    };
-    assert_eq!(encoding.codec().payload_bytes(values.len() as u64), Some(payload.len() as u64));
-    let again = encoding.decode(&encoding.encode(&values)).expect("our own bytes");
-    assert_eq!(again.len(), values.len());
-    // A NaN is not equal to itself, and need not keep its payload.
-    assert!(again.iter().zip(&values).all(|(one, other)| one == other || (one.is_nan() && other.is_nan())));
+    let Some((name, rest)) = bytes.split_first_chunk::<{ Encoding::BYTES }>() else { return };
+    let Some(([rows, columns], payload)) = rest.split_first_chunk::<2>() else { return };
+    let (rows, columns) = (usize::from(*rows), usize::from(*columns) * 8);
+    let Ok(encoding) = Encoding::from_bytes(*name) else { return };
+    assert_eq!(encoding.to_bytes(), *name);
+    assert_eq!(encoding.to_string().parse(), Ok(encoding));
+    if let Ok(values) = encoding.decode(payload, rows, columns) {
+        assert_eq!(values.len(), rows * columns);
+        let again = encoding.encode(&values, columns, 1).expect("a shape that was read");
+        let bound = encoding.payload_bytes_max(rows as u32, columns as u32).expect("a shape that was read");
+        assert!(again.len() as u64 <= bound);
+        encoding.decode(&again, rows, columns).expect("our own bytes");
+    }
 });

@@ -88,6 +88,7 @@ impl RunConfig {
             round_deadline: Duration::from_secs(self.server.round_deadline_s),
             activations: self.link.activations,
             gradients: self.link.gradients,
+            adapters: self.link.adapters,
             first_block: self.first_block(),
             head: self.has_server_head(),
             link: self.link_config(),

@@ -8,35 +8,33 @@ use cutlayer_wire::Encoding;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TensorError {
-    /// Not that encoding.
+    /// Not that encoding, or not of that shape.
     #[error(transparent)]
     Encoding(#[from] cutlayer_wire::EncodingError),
-    /// Too few or too many values.
-    #[error("the tensor has {found} values, expected {tokens} tokens of {hidden}")]
-    Length {
-        /// Its values.
-        found: usize,
-        /// Rows expected.
-        tokens: usize,
-        /// Columns expected.
-        hidden: usize,
-    },
     /// NaN or infinity.
     #[error("the tensor holds a NaN or an infinity: the peer's training diverged, or it is hostile")]
     NotFinite,
 }
 
-/// Hidden states `[n, d]` as bytes.
-pub fn encode(encoding: Encoding, hidden_nd: Tensor<2>) -> Vec<u8> {
-    encoding.encode(&download(hidden_nd))
+/// Hidden states `[n, d]` as bytes; `seed` is for encodings that round by chance.
+pub fn encode(encoding: Encoding, hidden_nd: Tensor<2>, seed: u64) -> Result<Vec<u8>, TensorError> {
+    let [_, hidden] = hidden_nd.dims();
+    Ok(encoding.encode(&values(hidden_nd), hidden, seed)?)
+}
+
+/// Hidden states `[n, d]` as values, row by row.
+pub fn values(hidden_nd: Tensor<2>) -> Vec<f32> {
+    download(hidden_nd)
 }
 
 /// Bytes of `n` tokens as `[n, d]` on `device`. Refuses a NaN or an infinity.
 pub fn decode(encoding: Encoding, bytes: &[u8], tokens: usize, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
-    let values = encoding.decode(bytes)?;
-    if values.len() != tokens * hidden {
-        return Err(TensorError::Length { found: values.len(), tokens, hidden });
-    }
+    tensor(encoding.decode(bytes, tokens, hidden)?, hidden, device)
+}
+
+/// Values of whole rows of `hidden` as `[n, d]` on `device`. Refuses a NaN or an infinity.
+pub fn tensor(values: Vec<f32>, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
+    let tokens = values.len() / hidden;
     if !values.iter().all(|value| value.is_finite()) {
         return Err(TensorError::NotFinite);
     }

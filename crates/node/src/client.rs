@@ -5,7 +5,7 @@ use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
 use crate::phases::Phases;
-use crate::prepare::{ClientData, Prepared, check_task, prepare, rectangle};
+use crate::prepare::{ClientData, Prepared, check_encodings, check_task, prepare, rectangle};
 use crate::schedule::StepClock;
 use crate::side::{Agreement, ClientSide, Doing};
 use crate::stop::Stop;
@@ -13,8 +13,8 @@ use cutlayer_data::Batch;
 use cutlayer_model::{ModelFolder, PeftFolder, read_spec};
 use cutlayer_transport::{Control, Identity, Link, LinkConfig, connect};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, BaseHash, ClientSession, CutPoint, Encoding, EvalSums, Frame, FrameKind, FrameLimits, Message,
-    PROTOCOL_VERSION, PeerId, RoundId, SessionEvent, Weighting,
+    AdapterFrame, AdapterLimits, AdapterState, BaseHash, ClientSession, CutPoint, Encoding, EncodingPart, EvalSums, Frame, FrameKind,
+    FrameLimits, Message, PROTOCOL_VERSION, PeerId, RoundId, SessionEvent, Weighting,
 };
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ pub async fn join(
         hidden: spec.hidden as u32,
         cut: config.cut,
         tail: config.tail,
-        encodings: Encoding::ALL.to_vec(),
+        encodings: EncodingPart::ALL.to_vec(),
         samples: data.train.len() as u64,
         eval_samples: data.eval.len() as u64,
         name: config.name.clone(),
@@ -97,6 +97,7 @@ pub async fn join(
     control.send(&hello).await?;
     let agreed = agree(&config, &mut control, &mut session).await?;
     check_task(&agreed.plan.task, &spec)?;
+    check_encodings([agreed.activations, agreed.gradients], agreed.adapters, &spec)?;
 
     let (model, plan, client) = (config.model.clone(), agreed.plan.clone(), agreed.client);
     let prepared = tokio::task::spawn_blocking(move || prepare(&model, &data, &plan, client)).await;
@@ -118,6 +119,7 @@ pub async fn join(
         agreed,
         limits,
         adapter_limits: AdapterLimits::for_values(values),
+        started: None,
         base,
         events,
         report: JoinReport::default(),
@@ -142,11 +144,11 @@ async fn agree(config: &JoinConfig, control: &mut Control, session: &mut ClientS
     let answer = control.recv().await?;
     session.handle(&answer)?;
     match answer {
-        Message::Welcome { plan, activations, gradients, client, .. } => {
+        Message::Welcome { plan, activations, gradients, adapters, client, .. } => {
             plan.validate()?;
             let (cut, tail) = (config.cut.0.into(), config.tail.map(usize::from));
             let (phases, compute) = (config.phases, config.compute);
-            Ok(Agreement { plan, activations, gradients, client, cut, tail, phases, compute })
+            Ok(Agreement { plan, activations, gradients, adapters, client, cut, tail, phases, compute })
         }
         Message::Refused { code, reason } => Err(NodeError::Refused { code, reason }),
         other => Err(NodeError::Ended { reason: format!("the server answered Hello with {}", other.name()) }),
@@ -169,6 +171,8 @@ struct Client {
     agreed: Agreement,
     limits: FrameLimits,
     adapter_limits: AdapterLimits,
+    /// The global adapter that the side started from, where updates are differences from it.
+    started: Option<(RoundId, AdapterState)>,
     base: BaseHash,
     events: EventSink,
     report: JoinReport,
@@ -183,15 +187,20 @@ impl Client {
                 SessionEvent::Train { round, from } => {
                     self.adopt(from).await?;
                     let trained = self.train(round).await;
-                    unless_left_behind(round, trained)?;
+                    if unless_left_behind(round, trained)?.is_none() {
+                        self.side.run("forget", ClientSide::forget_visits).await?;
+                    }
                 }
                 SessionEvent::Evaluate { round } => {
                     self.adopt(round).await?;
                     let scored = self.evaluate(round).await;
-                    if let Some(sums) = unless_left_behind(round, scored)? {
-                        let scores = Message::Evaluated { round, sums };
-                        self.session.sent(&scores)?;
-                        self.control.send(&scores).await?;
+                    match unless_left_behind(round, scored)? {
+                        Some(sums) => {
+                            let scores = Message::Evaluated { round, sums };
+                            self.session.sent(&scores)?;
+                            self.control.send(&scores).await?;
+                        }
+                        None => self.side.run("forget", ClientSide::forget_visits).await?,
                     }
                 }
                 SessionEvent::Settled { round, accepted } => {
@@ -214,6 +223,9 @@ impl Client {
         while self.session.adapter_round().is_none_or(|have| have < round) {
             let frame = self.link.recv_adapter(&self.adapter_limits).await?;
             self.session.adapter(frame.round)?;
+            if self.agreed.adapters != Encoding::F32 {
+                self.started = Some((frame.round, frame.state.clone()));
+            }
             self.side.run("install", move |side| side.install(frame.state)).await??;
         }
         Ok(())
@@ -237,7 +249,11 @@ impl Client {
             Weighting::Uniform => 1.0,
         };
         let state = self.side.run("read the adapter", |side| side.state()).await?;
-        self.link.send_adapter(&AdapterFrame::new(round, weight, &self.base, state)).await?;
+        let mut update = AdapterFrame::new(round, weight, &self.base, state);
+        if let Some((from, global)) = &self.started {
+            update = update.against(self.agreed.adapters, *from, global)?;
+        }
+        self.link.send_adapter(&update).await?;
         self.report.rounds += 1;
         Ok(())
     }

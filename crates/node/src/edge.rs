@@ -5,11 +5,15 @@
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
-use crate::schedule::StepClock;
+use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
+use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
 use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
-use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
+use cutlayer_wire::{
+    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
+    StepId,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,6 +39,8 @@ struct Seat {
     gone: bool,
     /// U-shaped steps between Hidden and Gradient.
     doing: BTreeMap<StepId, (StepClock, Rows)>,
+    /// What it remembers of the client's samples, where they travel as differences.
+    known: Option<DifferenceReceiver>,
 }
 
 /// The server's layers and adapters.
@@ -94,7 +100,8 @@ impl Edge {
             ServerAdapters::PerClient => Some(self.stage(blocks.clone(), head)?),
             ServerAdapters::Shared => None,
         };
-        let seat = Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new() };
+        let seat =
+            Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new(), known: receiver(self.activations) };
         self.seats.insert(client, seat);
         Ok(())
     }
@@ -154,7 +161,7 @@ impl Edge {
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
         let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
-        let hidden = self.read(step, frame, &rows)?;
+        let hidden = self.read_opening(client, frame, &rows)?;
         self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
         let clock = StepClock { round: header.round, index: seat.work.steps };
@@ -170,12 +177,13 @@ impl Edge {
         if !seat.head {
             let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
             self.clock.end(Phase::Forward);
-            let answer = Frame::hidden(&header, self.activations, encoding::encode(self.activations, hidden));
-            self.clock.end(Phase::Encode);
             if train {
                 seat.doing.insert(step, (clock, rows));
             }
-            return Ok(answer);
+            let encoding = self.activations.forgetful();
+            let payload = self.write(client, step, FrameKind::Hidden, encoding, hidden)?;
+            self.clock.end(Phase::Encode);
+            return Ok(Frame::hidden(&header, encoding, payload));
         }
         self.clock.start_loss(stage);
         let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
@@ -185,7 +193,7 @@ impl Edge {
             stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
             self.clock.end(Phase::Optimizer);
         }
-        let answer = self.answer(frame, gradient.filter(|_| train), sums);
+        let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -204,7 +212,7 @@ impl Edge {
         self.clock.end(Phase::Backward);
         stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
         self.clock.end(Phase::Optimizer);
-        let answer = self.answer(opened, upstream, EvalSums::default());
+        let answer = self.answer(client, opened, upstream, EvalSums::default())?;
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -223,11 +231,10 @@ impl Edge {
             .collect()
     }
 
-    fn answer(&self, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Frame {
-        match gradient {
-            Some(gradient) => Frame::gradient(&opened.header, self.gradients, sums, encoding::encode(self.gradients, gradient)),
-            None => Frame::done(&opened.header, sums),
-        }
+    fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
+        let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
+        let payload = self.write(client, opened.header.step, FrameKind::Gradient, self.gradients, gradient)?;
+        Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
     }
 
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
@@ -241,6 +248,22 @@ impl Edge {
     fn keys(&self, blocks: Range<usize>, head: bool) -> Vec<String> {
         let shapes = lora::shapes(self.frozen.spec(), &self.plan.adapter, blocks, head, self.labels);
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
+    }
+
+    fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let seed = frame_seed(&self.plan, client, step, kind, Sender::Server);
+        encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step, source })
+    }
+
+    /// The activations that open a step: what the client's samples differ by, where they are remembered.
+    fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
+        let step = frame.header.step;
+        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.as_mut()) else {
+            return self.read(step, frame, rows);
+        };
+        let hidden = self.frozen.spec().hidden;
+        let values = known.unpack(&frame.payload, &frame.lengths, hidden)?;
+        encoding::tensor(values, hidden, self.frozen.device()).map_err(|source| NodeError::Tensor { step, source })
     }
 
     fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {

@@ -5,7 +5,7 @@ use cutlayer_federation::{ConfigError, UnknownAggregator};
 use cutlayer_model::encoding::TensorError;
 use cutlayer_model::{AdapterError, DeviceError, FolderError, LoadError, PeftError, RowsError, StageError};
 use cutlayer_transport::LinkError;
-use cutlayer_wire::{FrameError, PlanError, RefusalCode, SessionError, StepId};
+use cutlayer_wire::{AdapterFrameError, EncodingError, FrameError, MemoryError, PlanError, RefusalCode, SessionError, StepId};
 use std::path::PathBuf;
 
 /// A node that ended without finishing its job.
@@ -47,6 +47,15 @@ pub enum NodeError {
         /// What is wrong with it.
         source: TensorError,
     },
+    /// An encoding that the model is too wide, too narrow or of the wrong width for.
+    #[error("the run's encoding does not suit the model: {0}")]
+    Encoding(#[from] EncodingError),
+    /// An update from the peer, or one of ours that cannot be sent.
+    #[error(transparent)]
+    Update(#[from] AdapterFrameError),
+    /// Samples that the two sides do not remember alike.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A frame from the peer.
     #[error(transparent)]
     Frame(#[from] FrameError),

@@ -20,6 +20,7 @@ mod server;
 mod side;
 mod stop;
 mod turn;
+mod visits;
 
 pub use central::{CentralConfig, CentralReport, Scorer, central};
 pub use client::{JoinConfig, JoinReport, join};

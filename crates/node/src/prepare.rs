@@ -1,8 +1,10 @@
 //! From a client's records to its batches, once the plan is known.
 
 use crate::error::NodeError;
+use crate::visits::check_forgetful;
 use cutlayer_data::{Batch, BatchShape, Batcher, Layout, Objective, Record, Tokenizer, evaluation_batches, tokenise};
-use cutlayer_wire::{BatchSpec, Plan, Task};
+use cutlayer_model::spec::ModelSpec;
+use cutlayer_wire::{ADAPTER_COLUMNS, BatchSpec, Encoding, Plan, Task};
 use std::path::Path;
 
 /// What a client holds; it never leaves the client but as activations, and labels in a vanilla split.
@@ -31,7 +33,7 @@ pub(crate) fn classes(task: &Task) -> usize {
 }
 
 /// The model's kind and the task's go together.
-pub(crate) fn check_task(task: &Task, spec: &cutlayer_model::spec::ModelSpec) -> Result<(), NodeError> {
+pub(crate) fn check_task(task: &Task, spec: &ModelSpec) -> Result<(), NodeError> {
     let encoder = matches!(spec.head, cutlayer_model::spec::HeadSpec::Classifier { .. });
     match task {
         Task::CausalLm if encoder => {
@@ -42,6 +44,15 @@ pub(crate) fn check_task(task: &Task, spec: &cutlayer_model::spec::ModelSpec) ->
         }
         _ => Ok(()),
     }
+}
+
+/// The encodings of activations and gradients can do the model's width, that of adapters an adapter's rows; only activations are
+/// remembered.
+pub(crate) fn check_encodings(tensors: [Encoding; 2], adapters: Encoding, spec: &ModelSpec) -> Result<(), NodeError> {
+    let hidden = u32::try_from(spec.hidden).unwrap_or(u32::MAX);
+    tensors.into_iter().try_for_each(|encoding| encoding.check_columns(hidden))?;
+    adapters.check_columns(ADAPTER_COLUMNS)?;
+    check_forgetful([tensors[1], adapters])
 }
 
 fn shape(batch: &BatchSpec) -> BatchShape {

@@ -1,6 +1,18 @@
 //! Where a training step stands in the run. Both sides count it alike, so that learning rate and dropout agree at every cut.
 
-use cutlayer_wire::{Plan, RoundId};
+use cutlayer_wire::{FrameKind, Plan, RoundId, StepId, rounding_seed};
+
+/// Which side of the cut sends a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    Client = 0,
+    Server = 0x80,
+}
+
+/// The seed of a frame's rounding by chance: the run's, and no other frame's.
+pub(crate) fn frame_seed(plan: &Plan, client: u32, step: StepId, kind: FrameKind, sender: Sender) -> u64 {
+    rounding_seed(plan.seed, client, step.0, kind as u8 | sender as u8)
+}
 
 /// A step's place: its round, and how many of the client's steps came before it in that round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

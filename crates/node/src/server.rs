@@ -11,6 +11,7 @@ use crate::compute_config::ComputeConfig;
 use crate::edge::Edge;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
+use crate::prepare::check_encodings;
 use crate::stop::Stop;
 use crate::turn::Turns;
 use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
@@ -60,6 +61,8 @@ pub struct ServeConfig {
     pub activations: Encoding,
     /// Encoding of gradients.
     pub gradients: Encoding,
+    /// Encoding of updates: f32 sends an adapter whole, any other the difference from the global one.
+    pub adapters: Encoding,
     /// Lowest block to hold: clients may not cut below it.
     pub first_block: u16,
     /// Whether to hold the head: without it only U-shaped clients are served.
@@ -89,6 +92,7 @@ pub(crate) struct Hub {
     pub base: BaseHash,
     pub spec: ModelSpec,
     pub encodings: (Encoding, Encoding),
+    pub adapters: Encoding,
     pub first_block: u16,
     pub head: bool,
     pub clients_expected: u32,
@@ -130,6 +134,7 @@ pub async fn serve(
     config.plan.validate()?;
     let folder = ModelFolder::open(&config.model)?;
     let spec = read_spec(&folder)?;
+    check_encodings([config.activations, config.gradients], config.adapters, &spec)?;
     let base = folder.base_hash()?;
     let (task, adapter) = (&config.plan.task, &config.plan.adapter);
     let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
@@ -154,6 +159,7 @@ pub async fn serve(
         base,
         spec,
         encodings,
+        adapters: config.adapters,
         first_block: config.first_block,
         head,
         clients_expected: config.clients_expected,

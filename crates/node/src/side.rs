@@ -5,10 +5,11 @@
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
-use crate::schedule::StepClock;
+use crate::schedule::{Sender, StepClock, frame_seed};
+use crate::visits::Visits;
 use cutlayer_data::Batch;
 use cutlayer_model::{Device, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
-use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, HostTensor, Plan, RoundId, StepId};
+use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, Plan, RoundId, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub(crate) struct Agreement {
     pub plan: Plan,
     pub activations: Encoding,
     pub gradients: Encoding,
+    /// Encoding of updates.
+    pub adapters: Encoding,
     /// This client's index.
     pub client: u32,
     pub cut: usize,
@@ -38,6 +41,7 @@ pub(crate) struct ClientSide {
     front_blocks: Range<usize>,
     tail_blocks: Range<usize>,
     clock: PhaseClock,
+    visits: Option<Visits>,
 }
 
 /// A step between its frames.
@@ -68,7 +72,8 @@ impl ClientSide {
         let front = stage(front_blocks.clone(), false)?;
         let tail = agreed.tail.map(|_| stage(tail_blocks.clone(), true)).transpose()?;
         let clock = PhaseClock::new(agreed.phases, device);
-        Ok(Self { front, tail, front_blocks, tail_blocks, clock, agreed })
+        let visits = Visits::of(agreed.activations);
+        Ok(Self { front, tail, front_blocks, tail_blocks, clock, visits, agreed })
     }
 
     /// The phases since they were last taken; `None` where they are not timed.
@@ -127,7 +132,7 @@ impl ClientSide {
         let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, doing.train).with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient);
         let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
         let width = self.front.frozen().spec().hidden as u32;
-        let payload = encoding::encode(self.agreed.activations, hidden);
+        let payload = self.open(doing, hidden)?;
         self.clock.end(Phase::Encode);
         Ok(Frame::forward(doing.step, round, flags, self.agreed.activations, width, doing.batch.lengths.clone(), labels, payload))
     }
@@ -142,12 +147,10 @@ impl ClientSide {
         self.clock.start_loss(tail);
         let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
         self.clock.end_loss(tail);
-        let gradient = gradient.filter(|_| doing.train).map(|gradient| {
-            let payload = encoding::encode(self.agreed.gradients, gradient);
-            self.clock.end(Phase::Encode);
-            Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload)
-        });
-        Ok((sums, gradient))
+        let Some(gradient) = gradient.filter(|_| doing.train) else { return Ok((sums, None)) };
+        let payload = self.write(doing, FrameKind::Gradient, self.agreed.gradients, gradient)?;
+        self.clock.end(Phase::Encode);
+        Ok((sums, Some(Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload))))
     }
 
     /// The backward pass of the first blocks, from the server's gradient.
@@ -176,6 +179,26 @@ impl ClientSide {
         } else {
             Mode::Evaluate
         }
+    }
+
+    /// The payload that opens a step: differences, where samples are remembered.
+    fn open(&mut self, doing: &Doing, hidden: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let Some(visits) = &mut self.visits else {
+            return self.write(doing, FrameKind::Forward, self.agreed.activations, hidden);
+        };
+        let seed = frame_seed(&self.agreed.plan, self.agreed.client, doing.step, FrameKind::Forward, Sender::Client);
+        let [_, width] = hidden.dims();
+        Ok(visits.pack(&doing.batch, &encoding::values(hidden), width, seed)?)
+    }
+
+    /// Forgets what the server may not have seen.
+    pub fn forget_visits(&mut self) {
+        self.visits.iter_mut().for_each(Visits::forget);
+    }
+
+    fn write(&self, doing: &Doing, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let seed = frame_seed(&self.agreed.plan, self.agreed.client, doing.step, kind, Sender::Client);
+        encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step: doing.step, source })
     }
 
     fn read(&self, doing: &Doing, frame: &Frame) -> Result<Tensor<2>, NodeError> {

@@ -1,8 +1,11 @@
 //! An adapter on the wire: one unidirectional stream, the same bytes in both directions.
 //!
-//! A 40-byte little-endian header, a bincode manifest of names and shapes, then raw f32 values in the
-//! manifest's order. Lengths are believed only after they agree with each other and with the limits.
+//! A 60-byte little-endian header, a bincode manifest of names and shapes, then the values in the manifest's order: as they
+//! are in f32, or in another encoding as rows that are filled up with zeros (`adapter_values.rs`). Lengths are believed only
+//! after they agree with each other and with the limits.
 
+use crate::adapter_error::AdapterFrameError;
+use crate::adapter_values::{VALUE_BYTES, fits, payload_bytes_max, payload_of, values_of};
 use crate::codec::{ManifestEntry, decode_manifest, encode_manifest};
 use crate::encoding::Encoding;
 use crate::frame_header::{put, take};
@@ -11,7 +14,7 @@ use crate::message::PROTOCOL_VERSION;
 use crate::tensor::{AdapterState, HostTensor};
 
 /// Bytes of an encoded header.
-pub const ADAPTER_HEADER_BYTES: usize = 40;
+pub const ADAPTER_HEADER_BYTES: usize = 60;
 
 /// The largest manifest: some ten thousand tensors with full PEFT names.
 pub const MANIFEST_BYTES_MAX: usize = 1 << 20;
@@ -22,8 +25,8 @@ pub const ADAPTER_PAYLOAD_BYTES_MAX: u64 = 4 << 30;
 /// The first bytes of every adapter frame.
 const MAGIC: [u8; 4] = *b"CUTA";
 
-/// Bytes of one value.
-const VALUE_BYTES: u64 = 4;
+/// The flag of an adapter that is a difference.
+const DELTA: u16 = 1;
 
 /// What stands before an adapter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,15 +41,25 @@ pub struct AdapterHeader {
     pub weight: f64,
     /// [`BaseHash::prefix`] of the model that it belongs to.
     pub base_prefix: u64,
+    /// How its values are encoded.
+    pub encoding: Encoding,
+    /// The global adapter that it is a difference from, if it is one.
+    pub from: Option<RoundId>,
+    /// Values in it: what a receiver may have to hold, however few bytes travel.
+    pub values: u32,
 }
 
-/// How large an adapter a receiver takes.
+/// How large an adapter a receiver takes, and in which encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdapterLimits {
     /// The largest manifest, in bytes.
     pub manifest_bytes_max: usize,
     /// The largest payload, in bytes.
     pub payload_bytes_max: u64,
+    /// The most values.
+    pub values_max: u32,
+    /// The encoding agreed; nothing takes any.
+    pub encoding: Option<Encoding>,
 }
 
 /// An adapter, the round that made it, and what it weighs.
@@ -58,106 +71,33 @@ pub struct AdapterFrame {
     pub weight: f64,
     /// [`BaseHash::prefix`] of the model that it belongs to.
     pub base_prefix: u64,
+    /// How the values travel.
+    pub encoding: Encoding,
+    /// The global adapter that `state` is a difference from, if it is one.
+    pub from: Option<RoundId>,
     /// The tensors by name.
     pub state: AdapterState,
 }
 
-/// An adapter that is not to be believed.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdapterFrameError {
-    /// Not an adapter at all.
-    #[error("stream opens with {found:02x?}, not a cutlayer adapter: close it")]
-    Magic {
-        /// The first bytes found.
-        found: [u8; 4],
-    },
-    /// Another protocol.
-    #[error("adapter speaks protocol {theirs}, we speak {ours}: install the same cutlayer on both sides")]
-    Version {
-        /// Ours.
-        ours: u16,
-        /// Theirs.
-        theirs: u16,
-    },
-    /// Reserved bytes that no sender sets.
-    #[error("adapter of round {round} sets reserved bits {found:#06x}")]
-    Reserved {
-        /// The adapter's round.
-        round: RoundId,
-        /// The bits found.
-        found: u16,
-    },
-    /// A weight that no count can be.
-    #[error("adapter of round {round} weighs {weight}: a weight is finite and not negative")]
-    Weight {
-        /// The adapter's round.
-        round: RoundId,
-        /// The weight claimed.
-        weight: f64,
-    },
-    /// Larger than allowed.
-    #[error("adapter of round {round}: {part} of {bytes} B exceeds {bytes_max} B: lower the rank or name fewer targets")]
-    TooLarge {
-        /// The adapter's round.
-        round: RoundId,
-        /// Manifest or payload.
-        part: &'static str,
-        /// The size claimed.
-        bytes: u64,
-        /// The bound.
-        bytes_max: u64,
-    },
-    /// A body shorter or longer than its header says.
-    #[error("adapter of round {round} is truncated or overlong: {part} has {found} B, the header says {expected} B")]
-    Body {
-        /// The adapter's round.
-        round: RoundId,
-        /// Manifest or payload.
-        part: &'static str,
-        /// Bytes found.
-        found: u64,
-        /// Bytes promised.
-        expected: u64,
-    },
-    /// A manifest that cannot be read.
-    #[error("adapter of round {round}: manifest of {bytes} B cannot be read: {reason}")]
-    Manifest {
-        /// The adapter's round.
-        round: RoundId,
-        /// Its size.
-        bytes: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A name that occurs twice.
-    #[error("adapter of round {round} holds {name:?} twice")]
-    Repeated {
-        /// The adapter's round.
-        round: RoundId,
-        /// The name.
-        name: String,
-    },
-    /// Shapes and payload that disagree.
-    #[error("adapter of round {round}: its shapes take {shapes_bytes} B, the payload has {payload_bytes} B")]
-    Shapes {
-        /// The adapter's round.
-        round: RoundId,
-        /// Bytes that the shapes take; `u64::MAX` where they overflow.
-        shapes_bytes: u64,
-        /// Bytes of payload.
-        payload_bytes: u64,
-    },
-}
-
 impl AdapterLimits {
     /// The widest limits: any adapter this crate can carry.
-    pub const WIDEST: Self = Self { manifest_bytes_max: MANIFEST_BYTES_MAX, payload_bytes_max: ADAPTER_PAYLOAD_BYTES_MAX };
+    pub const WIDEST: Self = Self {
+        manifest_bytes_max: MANIFEST_BYTES_MAX,
+        payload_bytes_max: ADAPTER_PAYLOAD_BYTES_MAX,
+        values_max: (ADAPTER_PAYLOAD_BYTES_MAX / VALUE_BYTES) as u32,
+        encoding: None,
+    };
 
-    /// Limits for adapters of this many values.
+    /// Limits for adapters of this many values in f32.
     pub fn for_values(values: u64) -> Self {
-        let payload_bytes_max = values.saturating_mul(VALUE_BYTES).min(ADAPTER_PAYLOAD_BYTES_MAX);
-        Self { payload_bytes_max, ..Self::WIDEST }
+        Self::encoded(values, Encoding::F32)
+    }
+
+    /// Limits for adapters of this many values in `encoding`.
+    pub fn encoded(values: u64, encoding: Encoding) -> Self {
+        let payload_bytes_max = payload_bytes_max(values, encoding).unwrap_or(0).min(ADAPTER_PAYLOAD_BYTES_MAX);
+        let values_max = u32::try_from(values).unwrap_or(u32::MAX).min(Self::WIDEST.values_max);
+        Self { payload_bytes_max, values_max, encoding: Some(encoding), ..Self::WIDEST }
     }
 }
 
@@ -168,12 +108,15 @@ impl AdapterHeader {
         let mut rest = &mut bytes[..];
         put(&mut rest, MAGIC);
         put(&mut rest, PROTOCOL_VERSION.to_le_bytes());
-        put(&mut rest, [0; 2]);
+        put(&mut rest, if self.from.is_some() { DELTA } else { 0 }.to_le_bytes());
         put(&mut rest, self.round.0.to_le_bytes());
         put(&mut rest, self.manifest_bytes.to_le_bytes());
         put(&mut rest, self.payload_bytes.to_le_bytes());
         put(&mut rest, self.weight.to_le_bytes());
         put(&mut rest, self.base_prefix.to_le_bytes());
+        put(&mut rest, self.encoding.to_bytes());
+        put(&mut rest, self.from.map_or(0, |from| from.0).to_le_bytes());
+        put(&mut rest, self.values.to_le_bytes());
         assert!(rest.is_empty(), "the fields fill the header");
         bytes
     }
@@ -189,18 +132,21 @@ impl AdapterHeader {
         if theirs != PROTOCOL_VERSION {
             return Err(AdapterFrameError::Version { ours: PROTOCOL_VERSION, theirs });
         }
-        let reserved = u16::from_le_bytes(take(&mut rest));
+        let flags = u16::from_le_bytes(take(&mut rest));
         let round = RoundId(u32::from_le_bytes(take(&mut rest)));
-        if reserved != 0 {
-            return Err(AdapterFrameError::Reserved { round, found: reserved });
+        let manifest_bytes = u32::from_le_bytes(take(&mut rest));
+        let payload_bytes = u64::from_le_bytes(take(&mut rest));
+        let weight = f64::from_le_bytes(take(&mut rest));
+        let base_prefix = u64::from_le_bytes(take(&mut rest));
+        let encoding = take(&mut rest);
+        let from = RoundId(u32::from_le_bytes(take(&mut rest)));
+        let values = u32::from_le_bytes(take(&mut rest));
+        let delta = flags & DELTA != 0;
+        if flags & !DELTA != 0 || (!delta && from.0 != 0) {
+            return Err(AdapterFrameError::Reserved { round, found: flags & !DELTA });
         }
-        Ok(Self {
-            round,
-            manifest_bytes: u32::from_le_bytes(take(&mut rest)),
-            payload_bytes: u64::from_le_bytes(take(&mut rest)),
-            weight: f64::from_le_bytes(take(&mut rest)),
-            base_prefix: u64::from_le_bytes(take(&mut rest)),
-        })
+        let encoding = Encoding::from_bytes(encoding).map_err(|source| AdapterFrameError::Encoding { round, source })?;
+        Ok(Self { round, manifest_bytes, payload_bytes, weight, base_prefix, encoding, from: delta.then_some(from), values })
     }
 
     /// Everything that can be refused before the body is read or allocated for.
@@ -209,11 +155,17 @@ impl AdapterHeader {
         if !self.weight.is_finite() || self.weight < 0.0 {
             return Err(AdapterFrameError::Weight { round, weight: self.weight });
         }
+        if let Some(expected) = limits.encoding.filter(|encoding| *encoding != self.encoding) {
+            return Err(AdapterFrameError::Agreed { round, found: self.encoding, expected });
+        }
         let manifest_bytes_max = limits.manifest_bytes_max.min(MANIFEST_BYTES_MAX) as u64;
         let payload_bytes_max = limits.payload_bytes_max.min(ADAPTER_PAYLOAD_BYTES_MAX);
-        for (part, bytes, bytes_max) in
-            [("manifest", u64::from(self.manifest_bytes), manifest_bytes_max), ("payload", self.payload_bytes, payload_bytes_max)]
-        {
+        let values_bytes_max = u64::from(limits.values_max.min(AdapterLimits::WIDEST.values_max)) * VALUE_BYTES;
+        for (part, bytes, bytes_max) in [
+            ("manifest", u64::from(self.manifest_bytes), manifest_bytes_max),
+            ("payload", self.payload_bytes, payload_bytes_max),
+            ("values in f32", u64::from(self.values) * VALUE_BYTES, values_bytes_max),
+        ] {
             if bytes > bytes_max {
                 return Err(AdapterFrameError::TooLarge { round, part, bytes, bytes_max });
             }
@@ -231,9 +183,9 @@ impl AdapterHeader {
 }
 
 impl AdapterFrame {
-    /// An adapter of the model `base`.
+    /// An adapter of the model `base`, whole and in f32.
     pub fn new(round: RoundId, weight: f64, base: &BaseHash, state: AdapterState) -> Self {
-        Self { round, weight, base_prefix: base.prefix(), state }
+        Self { round, weight, base_prefix: base.prefix(), encoding: Encoding::F32, from: None, state }
     }
 
     /// The frame's bytes, header included.
@@ -246,21 +198,18 @@ impl AdapterFrame {
         let entries: Vec<ManifestEntry> = self.state.iter().map(entry).collect();
         let manifest = encode_manifest(&entries);
         let values: usize = self.state.values().map(|tensor| tensor.values.len()).sum();
+        let payload = payload_of(self);
         let header = AdapterHeader {
             round: self.round,
             manifest_bytes: u32::try_from(manifest.len()).expect("a manifest fits a u32"),
-            payload_bytes: values as u64 * VALUE_BYTES,
+            payload_bytes: payload.len() as u64,
             weight: self.weight,
             base_prefix: self.base_prefix,
+            encoding: self.encoding,
+            from: self.from,
+            values: u32::try_from(values).expect("an adapter's values fit a u32"),
         };
-        let bytes = ADAPTER_HEADER_BYTES + manifest.len() + values * VALUE_BYTES as usize;
-        let mut out = Vec::with_capacity(bytes);
-        out.extend_from_slice(&header.encode());
-        out.extend_from_slice(&manifest);
-        for tensor in self.state.values() {
-            Encoding::F32.codec().write(&tensor.values, &mut out);
-        }
-        out
+        [&header.encode()[..], &manifest, &payload].concat()
     }
 
     /// Joins a header that [`AdapterHeader::check`] let pass with the manifest and payload that followed it.
@@ -276,20 +225,20 @@ impl AdapterFrame {
             return Err(unreadable(format!("it ends after {consumed} B")));
         }
         check_shapes(header, &entries)?;
+        let all = values_of(header, payload)?;
         let mut state = AdapterState::new();
-        let mut rest = payload;
+        let mut rest = &all[..];
         for (name, axes) in entries {
             let shape: Vec<usize> = axes.iter().map(|axis| *axis as usize).collect();
-            let bytes = shape.iter().product::<usize>() * VALUE_BYTES as usize;
-            let (front, back) = rest.split_at(bytes);
+            let (front, back) = rest.split_at(shape.iter().product());
             rest = back;
-            let values = Encoding::F32.decode(front).expect("shapes count whole values");
             if state.contains_key(&name) {
                 return Err(AdapterFrameError::Repeated { round, name });
             }
-            state.insert(name, HostTensor { shape, values });
+            state.insert(name, HostTensor { shape, values: front.to_vec() });
         }
-        Ok(Self { round, weight: header.weight, base_prefix: header.base_prefix, state })
+        let &AdapterHeader { weight, base_prefix, encoding, from, .. } = header;
+        Ok(Self { round, weight, base_prefix, encoding, from, state })
     }
 
     /// The adapter in `bytes`, header included, within `limits`.
@@ -313,12 +262,17 @@ impl AdapterFrame {
     }
 }
 
-/// The shapes take the payload to the byte, so no later product or split can fail.
+/// The shapes hold the values promised, and the payload can be theirs: no later product or split can fail.
 fn check_shapes(header: &AdapterHeader, entries: &[ManifestEntry]) -> Result<(), AdapterFrameError> {
-    let tensor_bytes = |axes: &[u32]| axes.iter().try_fold(VALUE_BYTES, |bytes, axis| bytes.checked_mul(u64::from(*axis)));
-    let shapes_bytes = entries.iter().try_fold(0_u64, |sum, (_, axes)| sum.checked_add(tensor_bytes(axes)?)).unwrap_or(u64::MAX);
-    if shapes_bytes == header.payload_bytes {
+    let AdapterHeader { round, payload_bytes, values, .. } = *header;
+    let count_of = |axes: &[u32]| axes.iter().try_fold(1_u64, |count, axis| count.checked_mul(u64::from(*axis)));
+    let found = entries.iter().try_fold(0_u64, |sum, (_, axes)| sum.checked_add(count_of(axes)?)).unwrap_or(u64::MAX);
+    if found != u64::from(values) {
+        return Err(AdapterFrameError::Values { round, found, expected: values.into() });
+    }
+    let shapes_bytes = payload_bytes_max(found, header.encoding).map_err(|source| AdapterFrameError::Encoding { round, source })?;
+    if fits(payload_bytes, found, header.encoding) {
         return Ok(());
     }
-    Err(AdapterFrameError::Shapes { round: header.round, shapes_bytes, payload_bytes: header.payload_bytes })
+    Err(AdapterFrameError::Shapes { round, shapes_bytes, payload_bytes })
 }

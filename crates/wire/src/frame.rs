@@ -185,8 +185,9 @@ impl Frame {
     }
 
     fn assert_tensor(&self) {
-        let FrameHeader { encoding, tokens, hidden, payload_bytes, .. } = self.header;
-        assert_eq!(Some(payload_bytes), encoding.payload_bytes(tokens, hidden), "our payload is [{tokens}, {hidden}] in {encoding}");
+        let FrameHeader { encoding, tokens, hidden, .. } = self.header;
+        let fits = self.header.check_payload();
+        assert_eq!(fits, Ok(()), "our payload is [{tokens}, {hidden}] in {encoding}");
     }
 }
 

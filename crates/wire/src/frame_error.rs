@@ -34,6 +34,16 @@ pub enum FrameError {
     /// An encoding we do not know.
     #[error(transparent)]
     Encoding(#[from] EncodingError),
+    /// A payload that its encoding never has, or a width that it cannot do.
+    #[error("step {step}: {kind:?} frame: {source}")]
+    Payload {
+        /// The frame's step.
+        step: StepId,
+        /// Its kind.
+        kind: FrameKind,
+        /// What is wrong with it.
+        source: EncodingError,
+    },
     /// Flags, or reserved bytes, that no sender sets.
     #[error("frame sets unknown bits {found:#06x}")]
     Flags {

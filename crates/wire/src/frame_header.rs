@@ -1,4 +1,4 @@
-//! The fixed header of a step's frame: its fields and their 64 bytes.
+//! The fixed header of a step's frame: its fields and their 76 bytes.
 //!
 //! A frame is this header, then `segments` u32 lengths, `labels` i32 labels and `payload_bytes` of
 //! tensor, all little-endian. Decoding believes nothing: [`FrameHeader::check`] does the judging.
@@ -9,7 +9,7 @@ use crate::ids::{RoundId, StepId};
 use crate::message::{EvalSums, PROTOCOL_VERSION};
 
 /// Bytes of an encoded header.
-pub const FRAME_HEADER_BYTES: usize = 64;
+pub const FRAME_HEADER_BYTES: usize = 76;
 
 /// The first bytes of every frame.
 const MAGIC: [u8; 4] = *b"CUTL";
@@ -128,7 +128,8 @@ impl FrameHeader {
         let mut rest = &mut bytes[..];
         put(&mut rest, MAGIC);
         put(&mut rest, PROTOCOL_VERSION.to_le_bytes());
-        put(&mut rest, [self.kind as u8, self.encoding as u8]);
+        put(&mut rest, [self.kind as u8, 0]);
+        put(&mut rest, self.encoding.to_bytes());
         put(&mut rest, self.step.0.to_le_bytes());
         put(&mut rest, self.round.0.to_le_bytes());
         put(&mut rest, self.flags.bits().to_le_bytes());
@@ -156,8 +157,12 @@ impl FrameHeader {
         if theirs != PROTOCOL_VERSION {
             return Err(FrameError::Version { ours: PROTOCOL_VERSION, theirs });
         }
-        let [kind, encoding] = take(&mut rest);
-        let (kind, encoding) = (FrameKind::try_from(kind)?, Encoding::try_from(encoding)?);
+        let [kind, reserved] = take(&mut rest);
+        let kind = FrameKind::try_from(kind)?;
+        if reserved != 0 {
+            return Err(FrameError::Flags { found: reserved.into() });
+        }
+        let encoding = Encoding::from_bytes(take(&mut rest))?;
         let step = StepId(u64::from_le_bytes(take(&mut rest)));
         let round = RoundId(u32::from_le_bytes(take(&mut rest)));
         let flags = FrameFlags::from_bits(u16::from_le_bytes(take(&mut rest)))?;

@@ -2,11 +2,12 @@
 //!
 //! [`FrameHeader::check`] decides from the header alone; nothing is allocated for a frame that it refuses.
 
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, EncodingError};
 use crate::frame::REASON_BYTES_MAX;
 use crate::frame_error::{Bound, FrameError};
 use crate::frame_header::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::ids::{RoundId, StepId};
+use crate::memory::{Differences, MemoryBound};
 
 /// The largest frame any limits may allow: 8 sequences of 4096 tokens at hidden 8192 in f32.
 pub const FRAME_BYTES_MAX: u64 = 1 << 30;
@@ -64,12 +65,8 @@ impl BodyPlan {
 impl FrameLimits {
     /// The largest frame of up to `segments_max` sequences and `tokens_max` tokens at this hidden size.
     pub fn new(hidden: u32, tokens_max: u32, segments_max: u32) -> Self {
-        let tensor_bytes = Encoding::F32.payload_bytes(tokens_max, hidden);
-        let tensor_bytes = tensor_bytes.unwrap_or(FRAME_BYTES_MAX).max(REASON_BYTES_MAX as u64);
-        let lists_bytes = 4 * (u64::from(tokens_max.max(segments_max)) + u64::from(segments_max));
-        let frame_bytes = (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes);
-        Self {
-            frame_bytes_max: frame_bytes.min(FRAME_BYTES_MAX),
+        let limits = Self {
+            frame_bytes_max: FRAME_BYTES_MAX,
             tokens_max,
             segments_max,
             hidden,
@@ -78,7 +75,18 @@ impl FrameLimits {
             tokens: None,
             activations: None,
             gradients: None,
-        }
+        };
+        Self { frame_bytes_max: limits.frame_bytes(&[Encoding::F32]), ..limits }
+    }
+
+    /// Bytes of the largest frame in any of these encodings.
+    fn frame_bytes(&self, encodings: &[Encoding]) -> u64 {
+        // An encoding that does not fit the model has no frames; the check of a header says so.
+        let bytes_of = |encoding: &Encoding| payload_bytes_max(*encoding, self.segments_max, self.tokens_max, self.hidden).ok();
+        let tensor_bytes = encodings.iter().filter_map(bytes_of);
+        let tensor_bytes = tensor_bytes.max().unwrap_or(0).max(REASON_BYTES_MAX as u64);
+        let lists_bytes = 4 * (u64::from(self.tokens_max.max(self.segments_max)) + u64::from(self.segments_max));
+        (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes).min(FRAME_BYTES_MAX)
     }
 
     /// Only this round's frames.
@@ -87,8 +95,9 @@ impl FrameLimits {
         self
     }
 
-    /// Only these encodings.
+    /// Only these encodings, and no frame larger than theirs.
     pub fn encoded(mut self, activations: Encoding, gradients: Encoding) -> Self {
+        self.frame_bytes_max = self.frame_bytes(&[activations, gradients]);
         self.activations = Some(activations);
         self.gradients = Some(gradients);
         self
@@ -100,6 +109,15 @@ impl FrameLimits {
         self.step = Some(asked.step);
         self.tokens = Some(asked.tokens);
         self
+    }
+}
+
+/// The most bytes of a tensor of so many samples.
+fn payload_bytes_max(encoding: Encoding, samples: u32, rows: u32, columns: u32) -> Result<u64, EncodingError> {
+    // The bound on what is remembered does not matter to what travels.
+    match Differences::of(encoding, MemoryBound { values_max: 0 }) {
+        Some(differences) => differences.payload_bytes_max(samples, rows, columns),
+        None => encoding.payload_bytes_max(rows, columns),
     }
 }
 
@@ -123,7 +141,7 @@ impl FrameHeader {
             }
         }
         let lists_bytes = 4 * (u64::from(self.segments) + u64::from(self.labels));
-        // The sum cannot overflow: check_tensor bounded the payload by the product of two u32 and four.
+        // Saturating: check_tensor bounds the payload only by what two u32 of rows and columns take.
         let bytes = self.payload_bytes.saturating_add(FRAME_HEADER_BYTES as u64 + lists_bytes);
         let bytes_max = limits.frame_bytes_max.min(FRAME_BYTES_MAX);
         if bytes > bytes_max {
@@ -146,7 +164,9 @@ impl FrameHeader {
             return Err(FrameError::Step { found: self.step, expected });
         }
         let agreed = match self.kind {
-            FrameKind::Forward | FrameKind::Hidden => limits.activations,
+            FrameKind::Forward => limits.activations,
+            // What the server sends back is of no sample that it knows again.
+            FrameKind::Hidden => limits.activations.map(Encoding::forgetful),
             FrameKind::Gradient => limits.gradients,
             FrameKind::Done | FrameKind::Failed => None,
         };
@@ -156,7 +176,7 @@ impl FrameHeader {
         }
     }
 
-    /// A tensor of the model's width, of an allowed number of rows, of exactly its bytes.
+    /// A tensor of the model's width, of an allowed number of rows, of a number of bytes that its encoding can have.
     fn check_tensor(&self, limits: &FrameLimits) -> Result<(), FrameError> {
         self.exactly("hidden", self.hidden.into(), limits.hidden.into())?;
         self.up_to("tokens", self.tokens.into(), limits.tokens_max.into())?;
@@ -175,8 +195,20 @@ impl FrameHeader {
         if !labels_fit {
             return Err(self.count("labels", self.labels.into(), labels_expected));
         }
-        let expected = self.encoding.payload_bytes(self.tokens, self.hidden).unwrap_or(u64::MAX);
-        self.exactly("payload_bytes", self.payload_bytes, expected)
+        self.check_payload().map_err(|source| FrameError::Payload { step: self.step, kind: self.kind, source })
+    }
+
+    /// The payload is of a size that the encoding can have, before any of it is read.
+    pub(crate) fn check_payload(&self) -> Result<(), EncodingError> {
+        let Self { encoding, segments, tokens, hidden, payload_bytes: bytes, .. } = *self;
+        if encoding.differences().is_none() {
+            return encoding.check_bytes(bytes, tokens, hidden);
+        }
+        let bytes_max = payload_bytes_max(encoding, segments, tokens, hidden)?;
+        if (1..=bytes_max).contains(&bytes) {
+            return Ok(());
+        }
+        Err(EncodingError::Length { encoding, rows: tokens.into(), columns: hidden.into(), bytes, bytes_max })
     }
 
     /// Nothing but a payload of text, or nothing at all.

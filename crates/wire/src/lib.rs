@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter_error;
 mod adapter_frame;
+mod adapter_values;
 mod codec;
 mod encoding;
 mod frame;
@@ -13,22 +15,24 @@ mod frame_error;
 mod frame_header;
 mod frame_limits;
 mod ids;
+mod memory;
 mod message;
 mod plan;
 mod plan_parts;
 mod session;
 mod tensor;
 
-pub use adapter_frame::{
-    ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterFrameError, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX,
-};
+pub use adapter_error::AdapterFrameError;
+pub use adapter_frame::{ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX};
+pub use adapter_values::ADAPTER_COLUMNS;
 pub use codec::{CONTROL_BYTES_MAX, CONTROL_PREFIX_BYTES, CodecError, decode, encode};
-pub use encoding::{Encoding, EncodingError, TensorEncoding};
+pub use encoding::{Encoding, EncodingError, EncodingPart, rounding_seed};
 pub use frame::{Frame, REASON_BYTES_MAX, shorten_reason};
 pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
 pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};
 pub use frame_limits::{BodyPlan, FRAME_BYTES_MAX, FrameLimits};
 pub use ids::{BaseHash, CutPoint, IdError, PeerId, RoundId, StepId};
+pub use memory::{DifferenceReceiver, DifferenceSender, Differences, Feedback, MemoryBound, MemoryError, Sample};
 pub use message::{ENCODINGS_MAX, EvalSums, Message, MessageError, NAME_BYTES_MAX, PROTOCOL_VERSION, RefusalCode};
 pub use plan::{BatchSpec, Layout, Plan, ServerAdapters, StepOrder, Task, Weighting};
 pub use plan_parts::{LoraSpec, OptimizerKind, OptimizerSpec, PlanError, Schedule};

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, EncodingPart};
 use crate::frame::REASON_BYTES_MAX;
 use crate::ids::{BaseHash, CutPoint, RoundId};
 use crate::plan::Plan;
@@ -16,8 +16,10 @@ pub const PROTOCOL_VERSION: u16 = 2;
 /// The longest name a client may give itself, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 
-/// The most encodings a client may offer.
-pub const ENCODINGS_MAX: usize = 16;
+/// The most parts of encodings a client may offer: more than there are, so that a newer client may offer them too.
+pub const ENCODINGS_MAX: usize = 64;
+
+const _: () = assert!(EncodingPart::ALL.len() <= ENCODINGS_MAX);
 
 /// Sums over what was scored: label tokens of a language model, examples of a classifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,8 +72,8 @@ pub enum Message {
         /// Blocks it keeps at the end, beside the final norm and the head (U-shaped split, labels stay with it);
         /// nothing is a vanilla split, where the server computes the loss.
         tail: Option<u16>,
-        /// Encodings it can read and write, best liked first.
-        encodings: Vec<Encoding>,
+        /// Parts of encodings it can read and write: it speaks every encoding that is made of them.
+        encodings: Vec<EncodingPart>,
         /// Examples it trains on.
         samples: u64,
         /// Examples it holds out.
@@ -87,6 +89,8 @@ pub enum Message {
         activations: Encoding,
         /// Encoding of gradients, in both directions.
         gradients: Encoding,
+        /// Encoding of updates: f32 sends an adapter whole, any other the difference from the global one.
+        adapters: Encoding,
         /// This client's index in the run.
         client: u32,
         /// Clients in the run.
@@ -153,8 +157,8 @@ pub enum MessageError {
         /// Its bound.
         bytes_max: usize,
     },
-    /// No encodings, or too many.
-    #[error("Hello offers {count} encodings: offer 1 to {ENCODINGS_MAX}")]
+    /// No parts of encodings, or too many.
+    #[error("Hello offers {count} parts of encodings: offer 1 to {ENCODINGS_MAX}")]
     Encodings {
         /// How many were offered.
         count: usize,

@@ -19,7 +19,9 @@ fn message_bytes_are_frozen() {
         "01 01 02 02 6e 6f 03 79 65 73
          08 00 00 80 41 01 00 00 00 3f 01 06 71 5f 70 72 6f 6a
          00 00 00 00 3f 00 00 80 3e 00 00 00 3e 00 00 00 40 00 00 80 3f 02 03 01 00 00 80 40 01
-         04 fb 2c 01 00 01 05 06 07 01 01 01 02 01 00 02 09",
+         04 fb 2c 01 00 01 05 06 07 01 01 01 02
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         18 00 00 00 00 00 00 00 00 00 00 00 02 09",
         "02 02 03 63 75 74",
         "03 03",
         "04 03",
@@ -37,13 +39,13 @@ fn message_bytes_are_frozen() {
     }
 }
 
-/// Goal: the frame header keeps its 64 bytes. Method: a Forward and its answer, every field told apart.
+/// Goal: the frame header keeps its 76 bytes. Method: a Forward and its answer, every field told apart.
 #[test]
 fn frame_bytes_are_frozen() {
     let frame = forward(vec![1, -100, 3]);
     check_bytes(
         &frame.encode(),
-        "43 55 54 4c 02 00 01 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+        "43 55 54 4c 02 00 01 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
          02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
          01 00 00 00 02 00 00 00
@@ -51,10 +53,10 @@ fn frame_bytes_are_frozen() {
          01 02 03 04 05 06 07 08 09 0a 0b 0c",
     );
     let sums = EvalSums { loss_sum: 1.5, scored: 3, correct: 2 };
-    let gradient = Frame::gradient(&frame.header, Encoding::Bf16, sums, vec![0; 12]);
+    let gradient = Frame::gradient(&frame.header, Encoding::BF16, sums, vec![0; 12]);
     check_bytes(
         &gradient.header.encode(),
-        "43 55 54 4c 02 00 03 01 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
+        "43 55 54 4c 02 00 03 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
          00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 f8 3f 03 00 00 00 02 00 00 00",
     );
@@ -67,6 +69,7 @@ fn adapter_bytes_are_frozen() {
         &adapter().encode(),
         "43 55 54 41 02 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
          00 00 00 00 00 00 58 40 00 01 02 03 04 05 06 07
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 05 00 00 00
          02 01 61 01 03 01 62 02 02 01
          00 00 00 3f 00 00 00 00 00 00 80 40 00 00 80 3f 00 00 00 c0",
     );
@@ -75,7 +78,21 @@ fn adapter_bytes_are_frozen() {
 /// Goal: numbers that travel never move. Method: by hand.
 #[test]
 fn numbers_are_frozen() {
-    assert_eq!(Encoding::ALL.map(|encoding| encoding as u8), [0, 1]);
+    assert_eq!(EncodingPart::ALL.map(|part| part as u8), std::array::from_fn(|index| index as u8));
+    for (name, bytes) in [
+        ("f32", "00 00 00 00 00 00 00 00 00 00 00 00"),
+        ("bf16", "01 00 00 00 00 00 00 00 00 00 00 00"),
+        ("f16", "02 00 00 00 00 00 00 00 00 00 00 00"),
+        ("int8", "18 00 00 00 00 00 00 00 00 00 00 00"),
+        ("int4/64+hadamard", "14 01 40 00 00 00 00 00 00 00 00 00"),
+        ("int3/576+stochastic", "13 02 40 02 00 00 00 00 00 00 00 00"),
+        ("bf16+topk=0.05+zstd", "01 04 00 00 f4 01 00 00 00 00 00 00"),
+        ("int8+proj=300", "18 00 00 00 00 00 2c 01 00 00 00 00"),
+        ("int4/64+hadamard+delta", "14 09 40 00 00 00 00 00 00 00 00 00"),
+        ("int8+moved=0.05", "18 08 00 00 00 00 00 00 f4 01 00 00"),
+    ] {
+        check_bytes(&name.parse::<Encoding>().expect("an encoding").to_bytes(), bytes);
+    }
     let kinds = [FrameKind::Forward, FrameKind::Hidden, FrameKind::Gradient, FrameKind::Done, FrameKind::Failed];
     assert_eq!(kinds.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
     let flags = [FrameFlags::TRAIN, FrameFlags::NEEDS_GRADIENT];

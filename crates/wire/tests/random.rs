@@ -10,7 +10,8 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 fn encodings() -> impl Strategy<Value = Encoding> {
-    prop_oneof![Just(Encoding::F32), Just(Encoding::Bf16)]
+    const NAMES: &[&str] = &["f32", "bf16", "f16", "int8", "int4", "int3+stochastic", "int8+zstd", "topk=0.3"];
+    proptest::sample::select(NAMES).prop_map(|name| name.parse().unwrap())
 }
 
 fn texts() -> impl Strategy<Value = String> {
@@ -65,7 +66,7 @@ prop_compose! {
         base in any::<[u8; 32]>(),
         (cut, tail, spare) in (0..1000_u16, proptest::option::of(0..1000_u16), 0..1000_u16),
         hidden in 1..u32::MAX,
-        encodings in vec(encodings(), 1..=ENCODINGS_MAX),
+        encodings in vec(proptest::sample::select(&EncodingPart::ALL[..]), 1..=ENCODINGS_MAX),
         (samples, eval_samples) in any::<(u64, u64)>(),
         name in texts().prop_map(|text| text.chars().take(32).collect()),
     ) -> Message {
@@ -78,8 +79,15 @@ prop_compose! {
 
 fn any_message() -> impl Strategy<Value = Message> {
     let rounds = || any::<u32>().prop_map(RoundId);
-    let welcome = (plans(), encodings(), encodings(), 0..9_u32, 9..99_u32)
-        .prop_map(|(plan, activations, gradients, client, clients)| Message::Welcome { plan, activations, gradients, client, clients });
+    let welcome = (plans(), [encodings(), encodings(), encodings()], 0..9_u32, 9..99_u32);
+    let welcome = welcome.prop_map(|(plan, [activations, gradients, adapters], client, clients)| Message::Welcome {
+        plan,
+        activations,
+        gradients,
+        adapters,
+        client,
+        clients,
+    });
     let evaluated = (rounds(), 0.0..1e12_f64, any::<u32>(), any::<u32>()).prop_map(|(round, loss_sum, more, correct)| {
         let (scored, correct) = (u64::from(correct) + u64::from(more), u64::from(correct));
         Message::Evaluated { round, sums: EvalSums { loss_sum, scored, correct } }
@@ -113,7 +121,7 @@ prop_compose! {
             1 => vec![-100; tokens as usize],
             _ => vec![7; lengths.len()],
         };
-        let bytes = encoding.payload_bytes(tokens, hidden).unwrap() as usize;
+        let bytes = encoding.payload_bytes_max(tokens, hidden).unwrap() as usize;
         let flags = FrameFlags::from_bits(bits).unwrap();
         let (step, round, payload) = (StepId(step), RoundId(round), vec![fill; bytes]);
         Frame::forward(step, round, flags, encoding, hidden, lengths, labels, payload)
@@ -158,7 +166,8 @@ fn check_any_bytes(bytes: &[u8]) {
     }
     if let Ok(frame) = AdapterFrame::decode(bytes, &AdapterLimits::WIDEST) {
         let again = AdapterFrame::decode(&frame.encode(), &AdapterLimits::WIDEST).unwrap();
-        assert_eq!(again.encode(), frame.encode());
+        // What is rounded once more may round elsewhere.
+        assert!(again.encode() == frame.encode() || !frame.encoding.is_lossless());
     }
     if bytes.len() >= FRAME_HEADER_BYTES
         && let Ok(frame) = receive(bytes, &FrameLimits::new(2, 100, 10))
@@ -201,16 +210,6 @@ proptest! {
     fn adapters_survive(frame in adapters()) {
         let bytes = frame.encode();
         prop_assert_eq!(AdapterFrame::decode(&bytes, &AdapterLimits::WIDEST).unwrap(), frame);
-    }
-
-    /// Goal: bf16 is the nearest bf16 and keeps what it can hold. Method: relative error, and twice is once.
-    #[test]
-    fn bf16_is_close_and_idempotent(values in vec(-1e30..1e30_f32, 0..50)) {
-        let once = Encoding::Bf16.decode(&Encoding::Bf16.encode(&values)).unwrap();
-        for (value, near) in values.iter().zip(&once) {
-            prop_assert!((value - near).abs() <= value.abs() / 256.0);
-        }
-        prop_assert_eq!(Encoding::Bf16.decode(&Encoding::Bf16.encode(&once)).unwrap(), once);
     }
 
     /// Goal: no bytes make a decoder panic. Method: noise.

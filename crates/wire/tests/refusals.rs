@@ -20,9 +20,11 @@ fn check_header_refused(limits: &FrameLimits, says: &str, spoil: impl FnOnce(&mu
 fn oversized_frames_are_refused_by_their_header() {
     let limits = limits();
     let check = |says, spoil: fn(&mut FrameHeader)| check_header_refused(&limits, says, spoil);
-    check("payload_bytes 4294967296, it must be 12", |h| h.payload_bytes = 4 << 30);
-    check("payload_bytes 18446744073709551615", |h| h.payload_bytes = u64::MAX);
-    check("payload_bytes 11", |h| h.payload_bytes -= 1);
+    check("4294967296 B are no [3, 2] tensor in bf16: it takes 12 B", |h| h.payload_bytes = 4 << 30);
+    check("18446744073709551615 B are no", |h| h.payload_bytes = u64::MAX);
+    check("11 B are no [3, 2] tensor", |h| h.payload_bytes -= 1);
+    check("Forward frame: 0 B are no", |h| h.payload_bytes = 0);
+    check("int8/64 does not fit a hidden size of 2", |h| h.encoding = "int8/64".parse().unwrap());
     check("tokens 0, it must be 1 to 100", |h| h.tokens = 0);
     check("tokens 101", |h| h.tokens = 101);
     check("hidden 3, it must be 2", |h| h.hidden = 3);
@@ -35,9 +37,9 @@ fn oversized_frames_are_refused_by_their_header() {
 /// Goal: a frame within every count may still be too large. Method: limits narrower than the frame.
 #[test]
 fn the_frame_limit_is_the_last_word() {
-    let exact = 64 + 8 + 12 + 12;
+    let exact = 76 + 8 + 12 + 12;
     let limits = FrameLimits { frame_bytes_max: exact - 1, ..limits() };
-    check_header_refused(&limits, "frame of 96 B exceeds 95 B", |_| ());
+    check_header_refused(&limits, "frame of 108 B exceeds 107 B", |_| ());
     let wide = FrameLimits::new(u32::MAX, u32::MAX, u32::MAX);
     assert_eq!(wide.frame_bytes_max, FRAME_BYTES_MAX);
     check_header_refused(&wide, "exceeds 1073741824 B", |h| {
@@ -69,7 +71,7 @@ fn limits_admit_what_they_describe() {
 #[test]
 fn answers_to_something_else_are_refused() {
     let asked = forward(vec![]).header;
-    let limits = limits().encoded(Encoding::Bf16, Encoding::F32).answering(&asked);
+    let limits = limits().encoded(Encoding::BF16, Encoding::F32).answering(&asked);
     let check = |says, spoil: fn(&mut FrameHeader)| check_header_refused(&limits, says, spoil);
     check("is of round 8, we are in round 9", |h| h.round = RoundId(8));
     check("answers step 1, we asked about step 72623859790382856", |h| h.step = StepId(1));
@@ -123,11 +125,13 @@ fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("frame speaks protocol 1, we speak 2", |bytes| bytes[4] = 1);
     check_frame_bytes_refused("frame kind 6 is unknown", |bytes| bytes[6] = 6);
     check_frame_bytes_refused("frame kind 0 is unknown", |bytes| bytes[6] = 0);
-    check_frame_bytes_refused("no encoding has the number 2", |bytes| bytes[7] = 2);
-    check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[20] = 11);
-    check_frame_bytes_refused("unknown bits 0x0100", |bytes| bytes[23] = 1);
-    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[64] = 0);
-    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[64] = 2);
+    check_frame_bytes_refused("unknown bits 0x0002", |bytes| bytes[7] = 2);
+    check_frame_bytes_refused("no encoding has the bytes [03, 00", |bytes| bytes[8] = 3);
+    check_frame_bytes_refused("no encoding has the bytes [01, 01", |bytes| bytes[9] = 1);
+    check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[32] = 11);
+    check_frame_bytes_refused("unknown bits 0x0100", |bytes| bytes[35] = 1);
+    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[76] = 0);
+    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[76] = 2);
     check_frame_bytes_refused("body has 31 B, the header says 32 B", |bytes| {
         bytes.pop();
     });
@@ -194,7 +198,7 @@ fn impossible_messages_are_refused() {
             encodings.clear();
         }
     });
-    check_message_refused(none, "offers 0 encodings");
+    check_message_refused(none, "offers 0 parts of encodings");
     let deep = spoil(|m| {
         if let Message::Hello { tail, .. } = m {
             *tail = Some(27);
@@ -211,12 +215,12 @@ fn impossible_messages_are_refused() {
     check_message_refused(Message::Evaluated { round: RoundId(1), sums }, "the loss diverged");
     let reason = "x".repeat(REASON_BYTES_MAX + 1);
     check_message_refused(Message::Finish { reason }, "reason of 4097 B exceeds 4096 B");
-    let (activations, gradients) = (Encoding::F32, Encoding::F32);
+    let (activations, gradients, adapters) = (Encoding::F32, Encoding::F32, Encoding::F32);
     let mut plan = plan();
-    let lost = Message::Welcome { plan: plan.clone(), activations, gradients, client: 1, clients: 1 };
+    let lost = Message::Welcome { plan: plan.clone(), activations, gradients, adapters, client: 1, clients: 1 };
     check_message_refused(lost, "client 1 of 1");
     plan.optimizer.learning_rate = f32::NAN;
-    let idle = Message::Welcome { plan, activations, gradients, client: 0, clients: 1 };
+    let idle = Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1 };
     check_message_refused(idle, "optimizer.learning_rate is NaN");
 }
 
@@ -255,21 +259,24 @@ fn check_adapter_refused(says: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
 /// Goal: a spoilt adapter is refused for what is wrong with it. Method: spoil one place at a time.
 #[test]
 fn spoilt_adapters_are_refused() {
-    check_adapter_refused("header has 39 B, the header says 40 B", |b| b.truncate(39));
-    check_adapter_refused("manifest has 9 B, the header says 10 B", |b| b.truncate(49));
-    check_adapter_refused("payload has 19 B, the header says 20 B", |b| b.truncate(69));
+    check_adapter_refused("header has 59 B, the header says 60 B", |b| b.truncate(59));
+    check_adapter_refused("manifest has 9 B, the header says 10 B", |b| b.truncate(69));
+    check_adapter_refused("payload has 19 B, the header says 20 B", |b| b.truncate(89));
     check_adapter_refused("payload has 21 B, the header says 20 B", |b| b.push(0));
     check_adapter_refused("not a cutlayer adapter", |b| b[3] = b'L');
     check_adapter_refused("adapter speaks protocol 0", |b| b[4] = 0);
-    check_adapter_refused("reserved bits 0x0001", |b| b[6] = 1);
+    check_adapter_refused("reserved bits 0x0002", |b| b[6] = 2);
+    check_adapter_refused("reserved bits 0x0000", |b| b[52] = 2);
+    check_adapter_refused("no encoding has the bytes [03", |b| b[40] = 3);
     check_adapter_refused("manifest of 4278190090 B exceeds", |b| b[15] = 0xff);
     check_adapter_refused("payload of 1099511627796 B exceeds", |b| b[21] = 1);
     check_adapter_refused("weighs -96", |b| b[31] |= 0x80);
     check_adapter_refused("weighs NaN", |b| b[24..32].fill(0xff));
-    check_adapter_refused("cannot be read", |b| b[40] = 200);
-    check_adapter_refused("it ends after 5 B", |b| b[40] = 1);
-    check_adapter_refused("holds \"a\" twice", |b| b[46] = b'a');
-    check_adapter_refused("shapes take 24 B, the payload has 20 B", |b| b[44] = 4);
+    check_adapter_refused("cannot be read", |b| b[60] = 200);
+    check_adapter_refused("it ends after 5 B", |b| b[60] = 1);
+    check_adapter_refused("holds \"a\" twice", |b| b[66] = b'a');
+    check_adapter_refused("its shapes hold 6 values, the header says 5", |b| b[64] = 4);
+    check_adapter_refused("its shapes take 128 B, the payload has 20 B", |b| b[40] = 1);
 }
 
 /// Goal: shapes whose product overflows are refused. Method: a manifest of 2^32 axes multiplied out.
@@ -278,9 +285,18 @@ fn overflowing_shapes_are_refused() {
     let axis = [0xfc, 0xff, 0xff, 0xff, 0xff];
     let mut manifest = vec![1, 1, b'a', 3];
     manifest.extend(axis.repeat(3));
-    let header = AdapterHeader { round: RoundId(1), manifest_bytes: manifest.len() as u32, payload_bytes: 0, weight: 1.0, base_prefix: 0 };
+    let header = AdapterHeader {
+        round: RoundId(1),
+        manifest_bytes: manifest.len() as u32,
+        payload_bytes: 0,
+        weight: 1.0,
+        base_prefix: 0,
+        encoding: Encoding::F32,
+        from: None,
+        values: 0,
+    };
     let error = AdapterFrame::assemble(&header, &manifest, &[]).expect_err("overflow");
-    assert!(matches!(error, AdapterFrameError::Shapes { shapes_bytes: u64::MAX, .. }), "{error}");
+    assert!(matches!(error, AdapterFrameError::Values { found: u64::MAX, .. }), "{error}");
 }
 
 /// Goal: a receiver that knows its model takes no larger adapter. Method: limits of one value too few.

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, ClientSession, CutPoint, Encoding, EvalSums, Frame, FrameFlags, FrameHeader, FrameKind,
-    FrameLimits, Message, PROTOCOL_VERSION, RoundId, SessionError, SessionEvent, Weighting,
+    AdapterFrame, AdapterLimits, AdapterState, ClientSession, CutPoint, Encoding, EncodingPart, EvalSums, Frame, FrameFlags, FrameHeader,
+    FrameKind, FrameLimits, Message, PROTOCOL_VERSION, RoundId, SessionError, SessionEvent, Weighting,
 };
 
 use crate::bytes::{Lane, Packet, read_adapter, read_control, read_frame};
@@ -152,7 +152,7 @@ impl Client {
             hidden: HIDDEN,
             cut: CutPoint(self.plan.cut),
             tail: None,
-            encodings: Encoding::ALL.to_vec(),
+            encodings: EncodingPart::ALL.to_vec(),
             samples: 1,
             eval_samples: 1,
             name: name.into(),
@@ -347,7 +347,7 @@ impl Client {
         let tokens: u32 = lengths.iter().sum();
         work.sequences += lengths.len() as u64;
         let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, work.train).with_if(FrameFlags::NEEDS_GRADIENT, self.plan.cut > 0);
-        let payload = self.encodings.0.encode(&values);
+        let payload = self.encodings.0.encode(&values, HIDDEN as usize, step.0).expect("rows of the hidden size");
         let labels = vec![1; tokens as usize];
         let frame = Frame::forward(step, work.round, flags, self.encodings.0, HIDDEN, lengths, labels, payload);
         self.send(Packet::step(&frame));
@@ -367,7 +367,11 @@ impl Client {
                 return Ok(());
             }
             FrameKind::Gradient => {
-                let values = answer.header.encoding.decode(&answer.payload).map_err(|error| error.to_string())?;
+                let values = answer
+                    .header
+                    .encoding
+                    .decode(&answer.payload, answer.header.tokens as usize, HIDDEN as usize)
+                    .map_err(|error| error.to_string())?;
                 toy::step_client(&mut self.own, &values);
             }
             FrameKind::Done => {}

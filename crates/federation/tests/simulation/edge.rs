@@ -82,7 +82,8 @@ impl Edge {
     pub fn open(&mut self, number: u32, frame: &Frame, gradients: Encoding) -> Frame {
         let header = frame.header;
         let seat = self.seats.get_mut(&number).expect("a session has a seat until it ends");
-        let values = header.encoding.decode(&frame.payload).expect("a frame that was checked");
+        let values =
+            header.encoding.decode(&frame.payload, header.tokens as usize, header.hidden as usize).expect("a frame that was checked");
         let sums = EvalSums { loss_sum: 1.0, scored: header.tokens.into(), correct: 0 };
         if !header.flags.has(FrameFlags::TRAIN) {
             return Frame::done(&header, sums);
@@ -99,7 +100,12 @@ impl Edge {
             }
         };
         if header.flags.has(FrameFlags::NEEDS_GRADIENT) {
-            Frame::gradient(&header, gradients, sums, gradients.encode(&gradient))
+            Frame::gradient(
+                &header,
+                gradients,
+                sums,
+                gradients.encode(&gradient, header.hidden as usize, header.step.0).expect("rows of the hidden size"),
+            )
         } else {
             Frame::done(&header, sums)
         }

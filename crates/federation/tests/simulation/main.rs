@@ -139,7 +139,15 @@ fn local_steps(scenario: &Scenario, client: usize, round: RoundId, global: &Adap
         let at = At { seed: scenario.seed, client: client as u32, round, index };
         let lengths = toy::lengths(at);
         (tokens, sequences) = (tokens + lengths.iter().sum::<u32>(), sequences + lengths.len() as u32);
-        let through = |encoding: cutlayer_wire::Encoding, values: &[f32]| encoding.decode(&encoding.encode(values)).unwrap();
+        let through = |encoding: cutlayer_wire::Encoding, values: &[f32]| {
+            encoding
+                .decode(
+                    &encoding.encode(values, toy::HIDDEN as usize, 0).unwrap(),
+                    values.len() / toy::HIDDEN as usize,
+                    toy::HIDDEN as usize,
+                )
+                .unwrap()
+        };
         let activations = through(scenario.activations, &toy::activations(&own, at));
         let gradient = toy::step_server(&mut servers, &activations);
         toy::step_client(&mut own, &through(scenario.gradients, &gradient));

@@ -222,7 +222,11 @@ impl Server {
         let (activations, gradients) = (self.scenario.activations, self.scenario.gradients);
         let plan = self.scenario.plan.clone();
         let clients = self.scenario.clients.len() as u32;
-        self.say(around, connection, &Message::Welcome { plan, activations, gradients, client: number, clients });
+        self.say(
+            around,
+            connection,
+            &Message::Welcome { plan, activations, gradients, adapters: cutlayer_wire::Encoding::F32, client: number, clients },
+        );
         let mut keys = toy::keys(0..cut.0);
         // As if this server read another model than the one that the contract is of.
         keys.extend((name == "foreign").then(|| "layers.99".to_string()));

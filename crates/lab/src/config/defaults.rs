@@ -92,6 +92,7 @@ pub(super) fn link() -> LinkSection {
     LinkSection {
         activations: Encoding::F32,
         gradients: Encoding::F32,
+        adapters: Encoding::F32,
         bandwidth_mbit: 1000,
         rtt_ms: 20,
         idle_timeout_s: 120,

@@ -20,6 +20,7 @@ pub use sections::{
 
 use cutlayer_data::DataSpec;
 use cutlayer_transport::{Changes, Conditions, Profile};
+use cutlayer_wire::ADAPTER_COLUMNS;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use toml::Table;
@@ -149,6 +150,15 @@ impl RunConfig {
         require(self.server.join_deadline_s > 0, "server.join_deadline_s", 0, "give the longest wait for clients in seconds")?;
         require(self.link.idle_timeout_s > 0, "link.idle_timeout_s", 0, "give the longest silence of a living peer in seconds")?;
         require(self.link.step_timeout_s > 0, "link.step_timeout_s", 0, "give a time longer than the slowest step")?;
+        self.link.adapters.check_columns(ADAPTER_COLUMNS).map_err(|error| ConfigError::Invalid {
+            key: "link.adapters",
+            found: self.link.adapters.to_string(),
+            remedy: error.to_string(),
+        })?;
+        for (key, encoding) in [("link.gradients", self.link.gradients), ("link.adapters", self.link.adapters)] {
+            let remedy = "only activations are differences between visits; drop delta or moved";
+            require(encoding.differences().is_none(), key, encoding, remedy)?;
+        }
         cutlayer_federation::by_name(&self.server.aggregator).map(|_| ()).map_err(|error| ConfigError::Invalid {
             key: "server.aggregator",
             found: self.server.aggregator.clone(),

@@ -179,10 +179,13 @@ pub struct ServerSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default = "defaults::link", deny_unknown_fields)]
 pub struct LinkSection {
-    /// Encoding of activations.
+    /// Encoding of activations: f32, bf16, f16, int2 to int8, int4/64 for groups of 64 features, and after it any of +hadamard,
+    /// +stochastic, +topk=0.05, +proj=64, +zstd, and, for activations alone, +delta or +moved=0.05.
     pub activations: Encoding,
-    /// Encoding of gradients.
+    /// Encoding of gradients, in the same words.
     pub gradients: Encoding,
+    /// Encoding of adapter updates: f32 sends an adapter whole, any other the difference from the global one that it started from.
+    pub adapters: Encoding,
     /// Bandwidth that windows are sized for.
     pub bandwidth_mbit: u32,
     /// Round-trip time that windows are sized for.

@@ -98,6 +98,8 @@ fn values_are_checked() {
         ("optimizer.learning_rate=nan", "learning_rate"),
         ("name=../up", "name"),
         ("adapter.rank=0", "rank"),
+        ("link.adapters=int8/48", "link.adapters is int8/48"),
+        ("link.gradients=int8+delta", "link.gradients is int8+delta: only activations"),
         ("train.tokens_max=1", "tokens_max"),
         ("train={layout='packed', group_by_length=true}", "group_by_length"),
     ] {
@@ -136,6 +138,32 @@ fn links_that_cannot_be_are_refused() {
         ("link.emulate.speed=1mbit", "`speed`"),
     ] {
         assert!(refusal("", &[change]).contains(word), "{change}: {}", refusal("", &[change]));
+    }
+}
+
+/// Goal: encodings are chosen by name, for each direction. Method: names, and what a saved run says of them.
+#[test]
+fn encodings_are_chosen_by_name() {
+    let config = load("[link]\nactivations = 'int4/64+zstd+hadamard'\ngradients = 'topk=0.05'", &[]).expect("a run file");
+    let text = config.to_toml().expect("TOML");
+    for line in ["activations = \"int4/64+hadamard+zstd\"", "gradients = \"bf16+topk=0.05\""] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let config = load("", &["link.activations=int8"]).expect("an override");
+    assert_eq!((config.link.activations.to_string(), config.link.gradients.to_string()), ("int8".into(), "f32".into()));
+}
+
+/// Goal: a wrong encoding is refused by its line, with what to write. Method: no name, stages that do not go together.
+#[test]
+fn wrong_encodings_are_refused() {
+    for (value, word) in [
+        ("fp4", "write f32, bf16, f16, int8, int4 or int4/64"),
+        ("bf16+hadamard", "write int4/64+hadamard"),
+        ("int9", "write int2 to int8"),
+        ("int8+topk=2", "from 0.0001 to 1"),
+    ] {
+        let error = refusal(&format!("[link]\ngradients = '{value}'"), &[]);
+        assert!(error.contains("line 2") && error.contains(word), "{value}: {error}");
     }
 }
 

@@ -12,8 +12,8 @@ use crate::prepare::rectangle;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link, StepStream};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameHeader, FrameKind, FrameLimits, Message, PROTOCOL_VERSION, PeerId,
-    RefusalCode, ServerSession, SessionEvent, Weighting,
+    AdapterFrame, AdapterLimits, AdapterState, Encoding, Frame, FrameFlags, FrameHeader, FrameKind, FrameLimits, Message, PROTOCOL_VERSION,
+    PeerId, RefusalCode, RoundId, ServerSession, SessionEvent, Weighting,
 };
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -40,6 +40,8 @@ struct Session {
     name: String,
     order: Mutex<ServerSession>,
     keys: Vec<String>,
+    /// The global adapter that the client was last sent, where its updates are differences from it.
+    sent: Mutex<Option<(RoundId, AdapterState)>>,
 }
 
 /// What a step came to on the server.
@@ -122,6 +124,7 @@ async fn welcome(
         plan: hub.plan.clone(),
         activations: hub.encodings.0,
         gradients: hub.encodings.1,
+        adapters: hub.adapters,
         client,
         clients: hub.clients_expected,
     };
@@ -131,7 +134,16 @@ async fn welcome(
     let (tail, samples) = (hello.tail, hello.samples);
     (hub.events)(Event::Joined { client, name: hello.name.clone(), peer_id: peer.to_hex(), cut: hello.cut, tail, samples });
     let joined = cutlayer_federation::Event::Joined { peer, client, keys: keys.clone() };
-    let session = Session { hub: hub.clone(), link: link.clone(), peer, client, name: hello.name, order: Mutex::new(order), keys };
+    let session = Session {
+        hub: hub.clone(),
+        link: link.clone(),
+        peer,
+        client,
+        name: hello.name,
+        order: Mutex::new(order),
+        keys,
+        sent: Mutex::default(),
+    };
     session.report(joined).await?;
     Ok(session)
 }
@@ -164,9 +176,10 @@ fn judge(hub: &Hub, hello: &Message) -> Result<Hello, (RefusalCode, String)> {
     if tail.is_none() && !hub.head {
         return Err((RefusalCode::Cut, "this server holds no head and serves U-shaped clients only; set a tail".into()));
     }
-    for needed in [hub.encodings.0, hub.encodings.1] {
-        if !encodings.contains(&needed) {
-            return Err((RefusalCode::Encoding, format!("the run uses encoding {needed}, which this client does not speak; update it")));
+    for needed in [hub.encodings.0, hub.encodings.1, hub.adapters] {
+        if let Some(part) = needed.parts().into_iter().find(|part| !encodings.contains(part)) {
+            let reason = format!("the run uses encoding {needed}, and this client does not know {part}; update it");
+            return Err((RefusalCode::Encoding, reason));
         }
     }
     Ok(Hello { cut: cut.0, tail: *tail, name: name.clone(), samples: *samples })
@@ -205,6 +218,9 @@ impl Session {
                 }
                 Command::Adopt { round, state } => {
                     let part: AdapterState = self.keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
+                    if self.hub.adapters != Encoding::F32 {
+                        *self.sent.lock().expect("no holder of this lock panics") = Some((round, part.clone()));
+                    }
                     self.link.send_adapter(&AdapterFrame::new(round, 0.0, &self.hub.base, part)).await?;
                 }
             }
@@ -335,11 +351,12 @@ impl Session {
             true,
             crate::prepare::classes(&self.hub.plan.task),
         )?;
-        let limits = AdapterLimits::for_values(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum());
+        let limits = AdapterLimits::encoded(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum(), self.hub.adapters);
         loop {
             let mut frame = self.link.recv_adapter(&limits).await?;
             match self.ordered(|order| order.update(frame.round))? {
                 SessionEvent::Update { .. } => {
+                    frame = self.restored(frame)?;
                     let client = self.client;
                     let work = self.hub.edge.run("count", move |edge| edge.work(client)).await?;
                     let seen = match self.hub.plan.weighting {
@@ -354,6 +371,12 @@ impl Session {
                 late => tracing::info!("{}: {late:?}", self.name),
             }
         }
+    }
+
+    /// The update itself, where it came as a difference.
+    fn restored(&self, frame: AdapterFrame) -> Result<AdapterFrame, NodeError> {
+        let sent = self.sent.lock().expect("no holder of this lock panics");
+        Ok(frame.restored(sent.as_ref().map(|(round, state)| (*round, state)))?)
     }
 
     fn limits(&self) -> FrameLimits {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, EncodingPart};
 use crate::frame::Frame;
 use crate::frame_header::{FrameFlags, FrameHeader};
 use crate::ids::{BaseHash, CutPoint};
@@ -17,7 +17,7 @@ fn hello() -> Message {
         hidden: 64,
         cut: CutPoint(2),
         tail: None,
-        encodings: vec![Encoding::F32],
+        encodings: vec![EncodingPart::F32],
         samples: 1,
         eval_samples: 1,
         name: "a".into(),
@@ -43,9 +43,9 @@ fn welcome() -> Message {
         warmup_steps = 0
         reset_each_round = false
     "#;
-    let (activations, gradients) = (Encoding::F32, Encoding::F32);
+    let (activations, gradients, adapters) = (Encoding::F32, Encoding::F32, Encoding::F32);
     let plan = toml::from_str(text).unwrap();
-    Message::Welcome { plan, activations, gradients, client: 0, clients: 1 }
+    Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1 }
 }
 
 fn train(round: u32) -> Message {

@@ -35,7 +35,7 @@ pub fn hello() -> Message {
         hidden: 576,
         cut: CutPoint(4),
         tail: Some(1),
-        encodings: vec![Encoding::Bf16, Encoding::F32],
+        encodings: vec![EncodingPart::Bf16, EncodingPart::F32],
         samples: 1000,
         eval_samples: 70_000,
         name: "alice".into(),
@@ -46,7 +46,14 @@ pub fn messages() -> Vec<Message> {
     let round = RoundId(3);
     vec![
         hello(),
-        Message::Welcome { plan: plan(), activations: Encoding::Bf16, gradients: Encoding::F32, client: 2, clients: 9 },
+        Message::Welcome {
+            plan: plan(),
+            activations: Encoding::BF16,
+            gradients: Encoding::F32,
+            adapters: Encoding::INT8,
+            client: 2,
+            clients: 9,
+        },
         Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
         Message::Train { round },
         Message::Evaluate { round },
@@ -63,7 +70,7 @@ pub fn forward(labels: Vec<i32>) -> Frame {
         StepId(0x0102_0304_0506_0708),
         RoundId(9),
         FrameFlags::TRAIN.with(FrameFlags::NEEDS_GRADIENT),
-        Encoding::Bf16,
+        Encoding::BF16,
         2,
         vec![1, 2],
         labels,
