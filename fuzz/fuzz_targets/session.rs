@@ -43,7 +43,7 @@ fn word(number: u8, round: RoundId) -> Message {
         5 => Message::Settled { round, accepted: number >= 128, reason },
         6 => Message::Finish { reason },
         7 => Message::Goodbye { reason },
-        _ => Message::Welcome { plan: plan(), activations: Encoding::F32, gradients: Encoding::F32, client: 0, clients: 1 },
+        _ => Message::Welcome { plan: plan(), activations: Encoding::F32, gradients: Encoding::F32, adapters: Encoding::F32, client: 0, clients: 1 },
     };
     decode(&encode(&word).expect("a word of ours")).expect("our own bytes")
 }
@@ -56,7 +56,7 @@ fn hello() -> Message {
         hidden: 1,
         cut: CutPoint(1),
         tail: None,
-        encodings: vec![Encoding::F32],
+        encodings: vec![EncodingPart::F32],
         samples: 0,
         eval_samples: 0,
         name: String::new(),

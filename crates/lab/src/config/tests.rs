@@ -133,7 +133,7 @@ fn links_are_emulated_where_asked() {
 fn links_that_cannot_be_are_refused() {
     for (change, word) in [
         ("link.profile=dsl", "the profiles are loopback, fibre, wifi, 5g, lte, satellite, train"),
-        ("link.emulate.rate=50", "`50` is not a rate: write 50mbit"),
+        ("link.emulate.rate=50mb", "`50mb` is not a rate: write 50mbit"),
         ("link.emulate.mtu=900", "link.emulate: the MTU is 900: give at least 1228"),
         ("link.emulate.speed=1mbit", "`speed`"),
     ] {
