@@ -212,6 +212,10 @@ impl Client {
                     let Message::Finish { reason } = message else { unreachable!("Finish is made of Finish") };
                     return Ok(reason);
                 }
+                SessionEvent::Refused { code } => {
+                    let Message::Refused { reason, .. } = message else { unreachable!("Refused is made of Refused") };
+                    return Err(NodeError::Refused { code, reason });
+                }
                 SessionEvent::Goodbye => return Err(NodeError::Ended { reason: "the server said goodbye".into() }),
                 other => tracing::debug!("nothing to do for {other:?}"),
             }
