@@ -74,7 +74,7 @@ fn each_side_computes_as_it_is_told() {
     run(&["--set", "clients.precision=bf16"]).check(0, &["this run is ways-3"]);
     assert!(adapter(&desk, "ways") == adapter(&desk, "ways-2"), "a block run again gives the same gradient");
     assert!(adapter(&desk, "ways") != adapter(&desk, "ways-3"), "bf16 rounds");
-    run(&["--set", "server.precision=f16"]).check(1, &["precision f16 cannot be had here: a CPU computes in f32 or bf16; use f32"]);
+    run(&["--set", "server.precision=f16"]).check(3, &["precision f16 cannot be had here: a CPU computes in f32 or bf16; use f32"]);
     run(&["--set", "server.precision=f8"]).check(2, &["f8"]);
 }
 
