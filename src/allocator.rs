@@ -15,7 +15,7 @@ const ITS_OWN: std::ffi::c_long = 1000;
 /// What we do: steps keep their pages, and a process that waits for long gives them back.
 const OURS: std::ffi::c_long = 60_000;
 
-/// Sets it, unless `MIMALLOC_PURGE_DELAY` says otherwise.
+/// Sets it, unless `MIMALLOC_PURGE_DELAY` says otherwise; its own default, said there, cannot be told from silence.
 pub(crate) fn keep_pages() {
     // SAFETY: reads and writes one number of a table; `PURGE_DELAY` is within it, as the test below holds.
     unsafe {
