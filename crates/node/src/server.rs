@@ -256,13 +256,13 @@ impl Driver {
                 let state = self.coordinator.global().1.clone();
                 peers.iter().for_each(|peer| roster.tell(peer, Command::Adopt { round, state: state.clone() }));
             }
-            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Message::Train { round })),
-            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Message::Evaluate { round })),
+            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Train { round }))),
+            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Evaluate { round }))),
             Action::Accept { peer, round } => self.settle(&peer, round, true, String::new()),
             Action::Refuse { peer, round, reason } => self.settle(&peer, round, false, reason),
             Action::Reject { peer, reason } => {
                 let reason = cutlayer_wire::shorten_reason(&reason).into();
-                roster.tell(&peer, Command::Say(Message::Refused { code: RefusalCode::Plan, reason }));
+                roster.tell(&peer, Command::Say(Box::new(Message::Refused { code: RefusalCode::Plan, reason })));
             }
             Action::CollectServerPart { round, peers } => {
                 let peers: Vec<PeerId> = peers.into_iter().map(|(peer, _)| peer).collect();
@@ -285,7 +285,10 @@ impl Driver {
             Action::Finish { reason } => {
                 self.report.reason.clone_from(&reason);
                 self.hub.over.store(true, Ordering::Relaxed);
-                roster.tell_all(&Command::Say(Message::Finish { reason: cutlayer_wire::shorten_reason(&reason).into() }));
+                roster.tell_all(&Command::Say(Box::new(Message::Finish {
+                    adapter: self.coordinator.global().0,
+                    reason: cutlayer_wire::shorten_reason(&reason).into(),
+                })));
             }
         }
         Ok(None)
@@ -296,7 +299,7 @@ impl Driver {
             (self.hub.events)(Event::Updated { client, round: round.0, accepted, reason: reason.clone() });
         }
         let reason = cutlayer_wire::shorten_reason(&reason).into();
-        self.hub.roster.tell(peer, Command::Say(Message::Settled { round, accepted, reason }));
+        self.hub.roster.tell(peer, Command::Say(Box::new(Message::Settled { round, accepted, reason })));
     }
 
     /// Durable first, then in force: no client hears of a round that a power cut could take back.

@@ -179,11 +179,12 @@ impl Server {
         around.trace.note(around.now_ms, format_args!("driver: the run is over: {reason}"));
         assert_eq!(around.disk.round, self.coordinator.global().0, "the run ends with what is on the disk");
         self.driver.over = true;
+        let round = around.disk.round;
         // Also whoever was welcomed too late for the coordinator to hear of.
         let seated = self.sessions.iter().filter(|(_, session)| session.number.is_some());
         let seated: Vec<Connection> = seated.map(|(connection, _)| *connection).collect();
         for connection in seated {
-            self.tell_session(around, connection, Command::Say(Message::Finish { reason: reason.into() }));
+            self.tell_session(around, connection, Command::Say(Message::Finish { adapter: round, reason: reason.into() }));
         }
         self.wake(LEAVE_MS, Timer::Leave);
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use cutlayer_federation::{Coordinator, Event};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RefusalCode, RoundId, ServerSession,
+    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RefusalCode, RoundId, RunId, ServerSession,
     SessionEvent, Weighting,
 };
 
@@ -46,6 +46,7 @@ pub enum Timer {
 }
 
 /// What a session is to do next, in the order given.
+#[expect(clippy::large_enum_variant, reason = "a few words of a toy")]
 pub enum Command {
     Adopt { round: RoundId, state: std::sync::Arc<AdapterState> },
     Say(Message),
@@ -225,7 +226,18 @@ impl Server {
         self.say(
             around,
             connection,
-            &Message::Welcome { plan, activations, gradients, adapters: cutlayer_wire::Encoding::F32, client: number, clients },
+            &Message::Welcome {
+                plan,
+                activations,
+                gradients,
+                adapters: cutlayer_wire::Encoding::F32,
+                client: number,
+                clients,
+                id: RunId { run: 1, start: 1 },
+                resumed: false,
+                awaits: None,
+                updated: None,
+            },
         );
         let mut keys = toy::keys(0..cut.0);
         // As if this server read another model than the one that the contract is of.
