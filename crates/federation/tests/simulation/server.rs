@@ -204,6 +204,7 @@ impl Server {
             SessionEvent::Evaluated { round, sums } => self.inbox.push_back(Event::Evaluated { peer, round, sums }),
             SessionEvent::Goodbye => self.end(around, connection, "it said goodbye"),
             SessionEvent::Late { round } => around.witness.late_word(round),
+            SessionEvent::Again { .. } => {}
             other => unreachable!("a server does not hear {other:?}"),
         }
         Ok(())
@@ -329,6 +330,8 @@ impl Server {
                 }
                 self.inbox.push_back(Event::Updated { peer, frame });
             }
+            // The first one counts.
+            SessionEvent::Again { .. } => {}
             _ => around.witness.late_update(frame.round),
         }
         Ok(())
