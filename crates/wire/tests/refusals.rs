@@ -133,7 +133,7 @@ fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[32] = 11);
     check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[84] = 0);
     check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[84] = 2);
-    check_frame_bytes_refused("body has 31 B, the header says 32 B", |bytes| {
+    check_frame_bytes_refused("body has 47 B, the header says 48 B", |bytes| {
         bytes.pop();
     });
     check_frame_bytes_refused("body has 33 B, the header says 32 B", |bytes| bytes.push(0));
