@@ -136,7 +136,7 @@ fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("body has 47 B, the header says 48 B", |bytes| {
         bytes.pop();
     });
-    check_frame_bytes_refused("body has 33 B, the header says 32 B", |bytes| bytes.push(0));
+    check_frame_bytes_refused("body has 49 B, the header says 48 B", |bytes| bytes.push(0));
 }
 
 /// Goal: a split body is checked part by part. Method: a byte moved from one part to the other.
