@@ -14,7 +14,7 @@ use crate::event::{Event, EventSink};
 use crate::prepare::check_encodings;
 use crate::stop::Stop;
 use crate::turn::Turns;
-use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
+use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Progress, by_name};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
 use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
@@ -140,7 +140,8 @@ pub async fn serve(
     let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
     let peft = peft_config(&config.plan, &config.model)?;
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
-    let coordinator = Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
+    let coordinator =
+        Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, Progress::default(), global.clone())?;
 
     let device = config.compute.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));

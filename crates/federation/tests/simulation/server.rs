@@ -369,7 +369,7 @@ impl Server {
             Frame::failed(&header, "the round went on while this step waited")
         } else {
             if train {
-                around.witness.applied(connection, header.step, header.round, around.disk.round);
+                around.witness.applied(connection, header.step, header.round, around.disk.progress.round);
             }
             assert_eq!(header.flags.has(FrameFlags::TRAIN), train);
             self.edge.open(number, &frame, self.scenario.gradients)
