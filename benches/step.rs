@@ -10,8 +10,8 @@ use cutlayer::model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Sta
 use cutlayer::node::{ClientData, ComputeConfig, Event, EventSink, JoinConfig, ServeConfig, join, serve};
 use cutlayer::transport::{AllowList, Identity};
 use cutlayer::wire::{
-    BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, Plan, Schedule, ServerAdapters, StepId, StepOrder, Task,
-    Weighting,
+    BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, Pipeline, Plan, Schedule, ServerAdapters, StepId,
+    StepOrder, Task, Weighting,
 };
 use cutlayer::{DeviceChoice, LinkConfig, Stop};
 use std::net::SocketAddr;
@@ -195,6 +195,7 @@ fn plan(options: &Options) -> Plan {
         server_adapters: ServerAdapters::PerClient,
         step_order: StepOrder::Arrival,
         weighting: Weighting::Tokens,
+        pipeline: Pipeline::SEQUENTIAL,
         evaluate_every: 0,
     }
 }
