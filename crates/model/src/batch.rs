@@ -7,11 +7,28 @@ use crate::block::Surroundings;
 use crate::bound::{BackwardPass, Bound, Bounds};
 use crate::head::{Loss, Part};
 use crate::rows::Rows;
+use crate::spec::{MlpSpec, ModelSpec};
 use crate::stage::{Input, Labels, Mode, Stage, StageError, TapeId};
 use burn::tensor::{DType, Tensor};
 use cutlayer_wire::EvalSums;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Bytes that the tape of a training step keeps of `tokens` tokens through `blocks` blocks, in f32: what a batch is bounded by.
+///
+/// A token keeps, in each block, what its backward reads again: the block's input and the input of the second norm, both norms' outputs,
+/// which projections with an adapter read, queries, keys, values and what attention makes of them, and the feed-forward network's inside
+/// before and after its activation: `4d + (2h + 2k)·e + (p + 1)·f`, with `p` projections into its width `f`. Without adapters on some of the
+/// projections it is less.
+pub fn tape_bytes(spec: &ModelSpec, blocks: usize, tokens: usize) -> u64 {
+    let block = &spec.block;
+    let attention = 2 * (block.heads + block.kv_heads) * block.head_dim;
+    let inside = match &block.mlp {
+        MlpSpec::Gated([_, _, down]) => 3 * down.inputs,
+        MlpSpec::Plain([_, down]) => 2 * down.inputs,
+    };
+    (4 * (4 * spec.hidden + attention + inside) * blocks * tokens) as u64
+}
 
 /// One client's step of a batch: what [`Stage::loss`] takes, and the stage.
 pub struct Joint<'a> {

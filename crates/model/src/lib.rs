@@ -34,7 +34,7 @@ mod tensor_file;
 mod tokenizer_ids;
 
 pub use arch::{ConfigError, FAMILIES};
-pub use batch::{Joint, losses};
+pub use batch::{Joint, losses, tape_bytes};
 pub use burn::tensor::{Device, Tensor, TensorData};
 pub use device::{DeviceChoice, DeviceError, gemm_gflops};
 pub use export::{ExportDtype, ExportError, write_model};

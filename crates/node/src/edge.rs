@@ -9,7 +9,10 @@ use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
+use cutlayer_model::{
+    Device, Frozen, Input, Joint, Labels, Mode, ModelFolder, Parts, Rows, Stage, StageError, TapeId, Tensor, encoding, lora, losses,
+    tape_bytes,
+};
 use cutlayer_wire::{
     AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
     StepId,
@@ -41,6 +44,28 @@ struct Seat {
     doing: BTreeMap<StepId, (StepClock, Rows)>,
     /// What it remembers of the client's samples, where they travel as differences.
     known: Option<DifferenceReceiver>,
+}
+
+/// A step whose opening frame was read.
+struct Entered {
+    client: u32,
+    frame: Arc<Frame>,
+    rows: Rows,
+    hidden: Tensor<2>,
+    clock: StepClock,
+    train: bool,
+    /// U-shape: the client goes on from the hidden states itself.
+    hidden_wanted: bool,
+}
+
+impl Entered {
+    fn tape(&self) -> TapeId {
+        TapeId { client: self.client, step: self.frame.header.step }
+    }
+
+    fn mode(&self, plan: &Plan) -> Mode {
+        if self.train { Mode::Train { dropout_seed: self.clock.dropout_seed(plan, self.client) } } else { Mode::Evaluate }
+    }
 }
 
 /// The server's layers and adapters.
@@ -155,46 +180,112 @@ impl Edge {
         Ok(())
     }
 
-    /// Answers the frame that opens a step: the gradient or the sums, or hidden states for a U-shaped client.
-    pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
+    /// Bytes that the tape of a step takes until its answer: what a batch of them is bounded by.
+    pub fn step_bytes(&self, client: u32, frame: &Frame) -> u64 {
+        let train = frame.header.flags.has(FrameFlags::TRAIN);
+        let blocks = self.seats.get(&client).map_or(0, |seat| if train { seat.blocks.len() } else { 1 });
+        tape_bytes(self.frozen.spec(), blocks, frame.header.tokens as usize)
+    }
+
+    /// Answers frames that open steps, at most one of each client: with the gradient or the sums, or with hidden states for a U-shaped client.
+    ///
+    /// Steps that the server ends are one forward and backward where every client has an adapter of its own; what each comes to does not
+    /// depend on the others, and one that fails harms no other.
+    pub fn open_many(&mut self, steps: Vec<(u32, Arc<Frame>)>) -> Vec<Result<Frame, NodeError>> {
+        let mut answers: Vec<Option<Result<Frame, NodeError>>> = steps.iter().map(|_| None).collect();
+        let mut joint = vec![];
+        for (place, (client, frame)) in steps.into_iter().enumerate() {
+            match self.enter(client, frame) {
+                Ok(step) if step.hidden_wanted => answers[place] = Some(self.pass_on(step)),
+                Ok(step) if self.shared.is_some() => answers[place] = self.score(vec![step]).pop(),
+                Ok(step) => joint.push((place, step)),
+                Err(error) => answers[place] = Some(Err(error)),
+            }
+        }
+        let (places, joint): (Vec<usize>, Vec<Entered>) = joint.into_iter().unzip();
+        places.into_iter().zip(self.score(joint)).for_each(|(place, answer)| answers[place] = Some(answer));
+        answers.into_iter().map(|answer| answer.expect("each step has one")).collect()
+    }
+
+    /// Takes in the frame that opens a step.
+    fn enter(&mut self, client: u32, frame: Arc<Frame>) -> Result<Entered, NodeError> {
         let header = frame.header;
-        let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
-        let tape = TapeId { client, step };
+        let train = header.flags.has(FrameFlags::TRAIN);
         let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
-        let hidden = self.read_opening(client, frame, &rows)?;
+        let hidden = self.read_opening(client, &frame, &rows)?;
         self.clock.end(Phase::Decode);
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
+        let gone = || NodeError::Ended { reason: format!("client {client} left") };
+        let seat = self.seats.get_mut(&client).ok_or_else(gone)?;
         let clock = StepClock { round: header.round, index: seat.work.steps };
-        let mode = if train { Mode::Train { dropout_seed: clock.dropout_seed(&self.plan, client) } } else { Mode::Evaluate };
-        let input = Input::Hidden(hidden, train && header.flags.has(FrameFlags::NEEDS_GRADIENT));
-        let blocks = seat.blocks.clone();
         if train {
             seat.work.steps += 1;
             seat.work.sequences += frame.lengths.len() as u64;
             seat.work.tokens += u64::from(header.tokens);
         }
+        Ok(Entered { client, frame, rows, hidden, clock, train, hidden_wanted: !seat.head })
+    }
+
+    /// Runs the blocks of a U-shaped step.
+    fn pass_on(&mut self, step: Entered) -> Result<Frame, NodeError> {
+        let (mode, tape, header) = (step.mode(&self.plan), step.tape(), step.frame.header);
+        let Entered { client, rows, hidden, clock, train, .. } = step;
+        let seat = self.seats.get_mut(&client).expect("it entered");
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        if !seat.head {
-            let hidden = stage.forward(tape, blocks, input, &rows, mode)?;
-            self.clock.end(Phase::Forward);
-            if train {
-                seat.doing.insert(step, (clock, rows));
-            }
-            let encoding = self.activations.forgetful();
-            let payload = self.write(client, step, FrameKind::Hidden, encoding, hidden)?;
-            self.clock.end(Phase::Encode);
-            return Ok(Frame::hidden(&header, encoding, payload));
-        }
-        self.clock.start_loss(stage);
-        let (sums, gradient) = stage.loss(tape, blocks, input, &rows, &frame.labels, mode)?;
-        self.clock.end_loss(stage);
+        let input = Input::Hidden(hidden, train && header.flags.has(FrameFlags::NEEDS_GRADIENT));
+        let hidden = stage.forward(tape, seat.blocks.clone(), input, &rows, mode)?;
+        self.clock.end(Phase::Forward);
         if train {
+            seat.doing.insert(header.step, (clock, rows));
+        }
+        let encoding = self.activations.forgetful();
+        let payload = self.write(client, header.step, FrameKind::Hidden, encoding, hidden)?;
+        self.clock.end(Phase::Encode);
+        Ok(Frame::hidden(&header, encoding, payload))
+    }
+
+    /// Runs the blocks and the head of steps of different clients, as one.
+    fn score(&mut self, steps: Vec<Entered>) -> Vec<Result<Frame, NodeError>> {
+        // What is timed goes alone: then there is one step.
+        let timed = match &steps[..] {
+            [only] => Some(only.client),
+            _ => None,
+        };
+        if let Some(stage) = timed.and_then(|client| stage_of(&mut self.seats, &mut self.shared, client)) {
+            self.clock.start_loss(stage);
+        }
+        let mut shared = self.shared.as_mut();
+        let mut seats: BTreeMap<u32, &mut Seat> = self.seats.iter_mut().map(|(client, seat)| (*client, seat)).collect();
+        let joint = steps.iter().map(|step| {
+            let seat = seats.remove(&step.client).expect("one step of each client, which has a seat");
+            Joint {
+                stage: seat.own.as_mut().or(shared.take()).expect("one of the two adapters"),
+                id: step.tape(),
+                blocks: seat.blocks.clone(),
+                input: Input::Hidden(step.hidden.clone(), step.train && step.frame.header.flags.has(FrameFlags::NEEDS_GRADIENT)),
+                rows: &step.rows,
+                labels: Labels::from(&step.frame.labels),
+                mode: step.mode(&self.plan),
+            }
+        });
+        let outcomes = losses(joint.collect());
+        if let Some(stage) = timed.and_then(|client| stage_of(&mut self.seats, &mut self.shared, client)) {
+            self.clock.end_loss(stage);
+        }
+        steps.iter().zip(outcomes).map(|(step, outcome)| self.settle(step, outcome)).collect()
+    }
+
+    /// Applies what a step gave, and answers it.
+    fn settle(&mut self, step: &Entered, outcome: Result<(EvalSums, Option<Tensor<2>>), StageError>) -> Result<Frame, NodeError> {
+        let (sums, gradient) = outcome?;
+        if step.train {
+            let seat = self.seats.get_mut(&step.client).expect("it entered");
             seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
-            stage.update(tape..=tape, &self.plan.optimizer, clock.learning_rate(&self.plan));
+            let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
+            stage.update(step.tape()..=step.tape(), &self.plan.optimizer, step.clock.learning_rate(&self.plan));
             self.clock.end(Phase::Optimizer);
         }
-        let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
+        let answer = self.answer(step.client, &step.frame, gradient.filter(|_| step.train), sums)?;
         self.clock.end(Phase::Encode);
         Ok(answer)
     }
@@ -272,6 +363,11 @@ impl Edge {
         encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
             .map_err(|source| NodeError::Tensor { step, source })
     }
+}
+
+/// The stage that a client's steps run on.
+fn stage_of<'a>(seats: &'a mut BTreeMap<u32, Seat>, shared: &'a mut Option<Stage>, client: u32) -> Option<&'a mut Stage> {
+    seats.get_mut(&client)?.own.as_mut().or(shared.as_mut())
 }
 
 /// The tensors of `global` that `stage` trains.

@@ -2,6 +2,7 @@
 //!
 //! The federation's coordinator decides; this file carries out. `session` is one client's connection.
 
+mod queue;
 mod roster;
 mod session;
 
@@ -18,7 +19,8 @@ use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Prog
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
 use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
-use cutlayer_wire::{AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, StepOrder};
+use cutlayer_wire::{AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, ServerAdapters, StepOrder};
+use queue::StepQueue;
 use roster::{Command, Roster};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -73,6 +75,9 @@ pub struct ServeConfig {
     pub out: PathBuf,
     /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
     pub phases: bool,
+    /// Bytes that the tapes of steps of different clients may take together, to be computed as one; 0 computes one step at a time. Only where
+    /// each client has an adapter of its own on the server.
+    pub batch_bytes_max: u64,
 }
 
 /// What a run came to.
@@ -97,6 +102,7 @@ pub(crate) struct Hub {
     pub head: bool,
     pub clients_expected: u32,
     pub edge: Compute<Edge>,
+    pub steps: StepQueue,
     pub turns: Turns,
     pub roster: Roster,
     pub events: EventSink,
@@ -115,7 +121,8 @@ impl Hub {
         let train: Vec<(u32, RoundId)> = train.collect();
         let Some((_, round)) = train.first() else { return Ok(()) };
         let clients: Vec<u32> = train.iter().map(|(client, _)| *client).collect();
-        if self.plan.step_order == StepOrder::Lockstep {
+        // Only on a shared adapter does a step depend on those before it.
+        if self.plan.step_order == StepOrder::Lockstep && self.plan.server_adapters == ServerAdapters::Shared {
             self.turns.begin(clients.iter().copied());
         }
         (self.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
@@ -152,6 +159,9 @@ pub async fn serve(
         Ok::<_, NodeError>(edge.timed(phases))
     };
     let edge = Compute::start("edge", load).await?;
+    // Steps on a shared adapter follow one another, and those whose phases are timed have a time each.
+    let alone = config.phases || config.plan.server_adapters == ServerAdapters::Shared;
+    let steps = StepQueue::new(edge.clone(), if alone { 0 } else { config.batch_bytes_max });
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
     events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });
     let (reports, inbox) = mpsc::channel(REPORTS_MAX);
@@ -165,6 +175,7 @@ pub async fn serve(
         head,
         clients_expected: config.clients_expected,
         edge,
+        steps,
         turns: Turns::default(),
         roster: Roster::new(allow, config.clients_expected),
         events,

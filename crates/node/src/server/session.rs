@@ -3,6 +3,7 @@
 //! Whatever goes wrong here ends this session alone.
 
 use super::Hub;
+use super::queue::Opened;
 use super::roster::Command;
 use crate::edge::Edge;
 use crate::error::NodeError;
@@ -299,14 +300,8 @@ impl Session {
         let client = self.client;
         let train = opened.header.flags.has(FrameFlags::TRAIN);
         let opened = Arc::new(opened);
-        let at = opened.clone();
         let rectangle = rectangle(&self.hub.plan.batch, &opened.lengths);
-        let open = move |edge: &mut Edge| {
-            edge.take_phases();
-            (timed(|| edge.open(client, &at)), edge.work(client).steps, edge.take_phases())
-        };
-        let ((answer, compute_ms), step, phases) = self.hub.edge.run("step", open).await?;
-        let answer = answer?;
+        let Opened { answer, step, compute_ms, phases } = self.hub.steps.open(client, opened.clone()).await?;
         let (bytes_up, bytes_down) = (opened.header.payload_bytes, answer.header.payload_bytes);
         if answer.header.kind != FrameKind::Hidden {
             return Ok(Some(Served { answer, step, bytes_up, bytes_down, compute_ms, rectangle, phases }));
