@@ -16,7 +16,10 @@ mod settings;
 mod shares;
 mod threads;
 
-pub use bench::{BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, bench_step, step_table, write_shape};
+pub use bench::{
+    BatchBench, BatchReport, BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, batch_table, bench_batch, bench_step,
+    step_table, write_shape,
+};
 pub use config::{
     AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
     OptimizerName, OptimizerSection, PipelineMode, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,

@@ -98,6 +98,7 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         link: LinkConfig::default(),
         out: ground.run.path().join("adapter"),
         phases: false,
+        batch_bytes_max: 1 << 30,
     }
 }
 
