@@ -47,5 +47,5 @@ pub use peft::{PeftConfig, PeftError, PeftFolder, PeftTask};
 pub use precision::Precision;
 pub use pretrain::{PretrainError, Pretrainer};
 pub use rows::{Rows, RowsError};
-pub use stage::{Input, LossTimes, Mode, Stage, StageError, TAPES_MAX};
+pub use stage::{Input, Labels, LossTimes, Mode, Stage, StageError, TAPES_MAX, TapeId};
 pub use tensor_file::TensorFileError;

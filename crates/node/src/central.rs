@@ -126,7 +126,8 @@ fn train(whole: &mut Whole, clients: &mut [Prepared], plan: &Plan, round: u32, e
         whole.clock.take();
         let sums = whole.run(&batch, Mode::Train { dropout_seed: clock.dropout_seed(plan, 0) })?;
         whole.clock.start();
-        whole.stage.update(&plan.optimizer, clock.learning_rate(plan));
+        let step = StepId(whole.steps);
+        whole.stage.update(step..=step, &plan.optimizer, clock.learning_rate(plan));
         whole.clock.end(Phase::Optimizer);
         events(Event::Step {
             client: 0,

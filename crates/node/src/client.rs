@@ -92,6 +92,7 @@ pub async fn join(
         samples: data.train.len() as u64,
         eval_samples: data.eval.len() as u64,
         name: config.name.clone(),
+        resume: None,
     };
     session.sent(&hello)?;
     control.send(&hello).await?;
@@ -208,8 +209,8 @@ impl Client {
                     self.report.accepted += u32::from(accepted);
                     (self.events)(Event::Updated { client: self.agreed.client, round: round.0, accepted, reason });
                 }
-                SessionEvent::Finish => {
-                    let Message::Finish { reason } = message else { unreachable!("Finish is made of Finish") };
+                SessionEvent::Finish { .. } => {
+                    let Message::Finish { reason, .. } = message else { unreachable!("Finish is made of Finish") };
                     return Ok(reason);
                 }
                 SessionEvent::Refused { code } => {
@@ -275,7 +276,7 @@ impl Client {
     /// One step through the cut: forward here, the rest there, backward here, update.
     async fn step(&mut self, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<EvalSums, NodeError> {
         let started = Instant::now();
-        let step = self.session.open_step(clock.round, train)?;
+        let step = self.session.open_step(clock.round, train, clock.index, 0)?;
         let told =
             Told { tokens: batch.tokens() as u32, rectangle: rectangle(&self.agreed.plan.batch, &batch.lengths), scored: batch.scored() };
         let (doing, forward) = self.side.run("forward", move |side| forward(side, step, clock, batch, train)).await??;

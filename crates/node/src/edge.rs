@@ -9,7 +9,7 @@ use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
 use cutlayer_wire::{
     AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
     StepId,
@@ -117,7 +117,7 @@ impl Edge {
         let Some(seat) = self.seats.get_mut(&client) else { return };
         let Some(stage) = seat.own.as_mut().or(self.shared.as_mut()) else { return };
         for step in std::mem::take(&mut seat.doing).into_keys() {
-            stage.forget(tape_of(client, step));
+            stage.forget(TapeId { client, step });
         }
     }
 
@@ -159,6 +159,7 @@ impl Edge {
     pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
         let header = frame.header;
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
+        let tape = TapeId { client, step };
         let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
         let hidden = self.read_opening(client, frame, &rows)?;
@@ -175,7 +176,7 @@ impl Edge {
         }
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         if !seat.head {
-            let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
+            let hidden = stage.forward(tape, blocks, input, &rows, mode)?;
             self.clock.end(Phase::Forward);
             if train {
                 seat.doing.insert(step, (clock, rows));
@@ -186,11 +187,11 @@ impl Edge {
             return Ok(Frame::hidden(&header, encoding, payload));
         }
         self.clock.start_loss(stage);
-        let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
+        let (sums, gradient) = stage.loss(tape, blocks, input, &rows, &frame.labels, mode)?;
         self.clock.end_loss(stage);
         if train {
             seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
-            stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
+            stage.update(tape..=tape, &self.plan.optimizer, clock.learning_rate(&self.plan));
             self.clock.end(Phase::Optimizer);
         }
         let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
@@ -201,6 +202,7 @@ impl Edge {
     /// Answers the gradient of a U-shaped step with the gradient at the cut.
     pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Frame, NodeError> {
         let step = opened.header.step;
+        let tape = TapeId { client, step };
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
         let (clock, rows) = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
         self.clock.start();
@@ -208,9 +210,9 @@ impl Edge {
         self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("looked up above");
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let upstream = stage.backward(tape_of(client, step), gradient)?;
+        let upstream = stage.backward(tape, gradient)?;
         self.clock.end(Phase::Backward);
-        stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
+        stage.update(tape..=tape, &self.plan.optimizer, clock.learning_rate(&self.plan));
         self.clock.end(Phase::Optimizer);
         let answer = self.answer(client, opened, upstream, EvalSums::default())?;
         self.clock.end(Phase::Encode);
@@ -270,11 +272,6 @@ impl Edge {
         encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
             .map_err(|source| NodeError::Tensor { step, source })
     }
-}
-
-/// Clients number their steps alike; on a stage that they share, each tape needs a name of its own.
-fn tape_of(client: u32, step: StepId) -> StepId {
-    StepId((u64::from(client) << 40) ^ step.0)
 }
 
 /// The tensors of `global` that `stage` trains.

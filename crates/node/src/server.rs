@@ -14,7 +14,7 @@ use crate::event::{Event, EventSink};
 use crate::prepare::check_encodings;
 use crate::stop::Stop;
 use crate::turn::Turns;
-use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
+use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Progress, by_name};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
 use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
@@ -140,7 +140,8 @@ pub async fn serve(
     let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
     let peft = peft_config(&config.plan, &config.model)?;
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
-    let coordinator = Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
+    let coordinator =
+        Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, Progress::default(), global.clone())?;
 
     let device = config.compute.device.open()?;
     let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
@@ -256,13 +257,13 @@ impl Driver {
                 let state = self.coordinator.global().1.clone();
                 peers.iter().for_each(|peer| roster.tell(peer, Command::Adopt { round, state: state.clone() }));
             }
-            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Message::Train { round })),
-            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Message::Evaluate { round })),
+            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Train { round }))),
+            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Evaluate { round }))),
             Action::Accept { peer, round } => self.settle(&peer, round, true, String::new()),
             Action::Refuse { peer, round, reason } => self.settle(&peer, round, false, reason),
             Action::Reject { peer, reason } => {
                 let reason = cutlayer_wire::shorten_reason(&reason).into();
-                roster.tell(&peer, Command::Say(Message::Refused { code: RefusalCode::Plan, reason }));
+                roster.tell(&peer, Command::Say(Box::new(Message::Refused { code: RefusalCode::Plan, reason })));
             }
             Action::CollectServerPart { round, peers } => {
                 let peers: Vec<PeerId> = peers.into_iter().map(|(peer, _)| peer).collect();
@@ -285,7 +286,10 @@ impl Driver {
             Action::Finish { reason } => {
                 self.report.reason.clone_from(&reason);
                 self.hub.over.store(true, Ordering::Relaxed);
-                roster.tell_all(&Command::Say(Message::Finish { reason: cutlayer_wire::shorten_reason(&reason).into() }));
+                roster.tell_all(&Command::Say(Box::new(Message::Finish {
+                    adapter: self.coordinator.global().0,
+                    reason: cutlayer_wire::shorten_reason(&reason).into(),
+                })));
             }
         }
         Ok(None)
@@ -296,7 +300,7 @@ impl Driver {
             (self.hub.events)(Event::Updated { client, round: round.0, accepted, reason: reason.clone() });
         }
         let reason = cutlayer_wire::shorten_reason(&reason).into();
-        self.hub.roster.tell(peer, Command::Say(Message::Settled { round, accepted, reason }));
+        self.hub.roster.tell(peer, Command::Say(Box::new(Message::Settled { round, accepted, reason })));
     }
 
     /// Durable first, then in force: no client hears of a round that a power cut could take back.

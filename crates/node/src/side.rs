@@ -166,10 +166,10 @@ impl ClientSide {
     /// Applies what the step's backward passes gave.
     pub fn update(&mut self, doing: &Doing) {
         let optimizer = &self.agreed.plan.optimizer;
-        let learning_rate = doing.clock.learning_rate(&self.agreed.plan);
+        let (step, learning_rate) = (doing.step, doing.clock.learning_rate(&self.agreed.plan));
         self.clock.start();
-        self.front.update(optimizer, learning_rate);
-        self.tail.iter_mut().for_each(|tail| tail.update(optimizer, learning_rate));
+        self.front.update(step..=step, optimizer, learning_rate);
+        self.tail.iter_mut().for_each(|tail| tail.update(step..=step, optimizer, learning_rate));
         self.clock.end(Phase::Optimizer);
     }
 

@@ -71,6 +71,7 @@ fn plan() -> Plan {
         step_order: StepOrder::Arrival,
         weighting: Weighting::Tokens,
         evaluate_every: 1,
+        pipeline: cutlayer_wire::Pipeline::SEQUENTIAL,
     }
 }
 

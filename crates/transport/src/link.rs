@@ -146,6 +146,11 @@ impl Link {
         }
     }
 
+    /// Ends the connection because its peer has come back over a newer one.
+    pub fn replace(&self) {
+        self.line.close(close::REPLACED, b"this key connected again");
+    }
+
     /// Waits until the connection has ended, for whatever reason.
     pub async fn closed(&self) -> LinkError {
         let error = self.line.connection.closed().await;

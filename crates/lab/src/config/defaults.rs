@@ -2,8 +2,8 @@
 
 use super::cuts::Cuts;
 use super::sections::{
-    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection, SplitSection,
-    TaskName, TrainSection,
+    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, PipelineMode, ServerSection,
+    SplitSection, TaskName, TrainSection,
 };
 use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
@@ -52,6 +52,8 @@ pub(super) fn train() -> TrainSection {
         layout: Layout::Padded,
         group_by_length: false,
         evaluate_every: 1,
+        micro_batches: 1,
+        pipeline: PipelineMode::Exact,
     }
 }
 

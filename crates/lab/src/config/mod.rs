@@ -14,8 +14,8 @@ pub use cuts::Cuts;
 pub use error::ConfigError;
 pub use paths::{DATA_VARIABLE, data_folder};
 pub use sections::{
-    AdapterSection, ClientSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection,
-    SplitSection, TaskName, TrainSection,
+    AdapterSection, ClientSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, PipelineMode,
+    ServerSection, SplitSection, TaskName, TrainSection,
 };
 
 use cutlayer_data::DataSpec;

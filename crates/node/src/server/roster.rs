@@ -16,7 +16,7 @@ pub(crate) enum Command {
     /// Send the client its layers of global adapter `round`.
     Adopt { round: RoundId, state: Arc<AdapterState> },
     /// Send this on the control stream.
-    Say(Message),
+    Say(Box<Message>),
 }
 
 struct Seat {

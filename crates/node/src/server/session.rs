@@ -127,6 +127,10 @@ async fn welcome(
         adapters: hub.adapters,
         client,
         clients: hub.clients_expected,
+        id: cutlayer_wire::RunId { run: 0, start: 1 },
+        resumed: false,
+        awaits: None,
+        updated: None,
     };
     order.sent(&welcome)?;
     control.send(&welcome).await?;
