@@ -317,6 +317,7 @@ impl Server {
                 if self.scenario.weight_is_bounded {
                     frame.weight = frame.weight.min(seen);
                 }
+                self.edge.end_round(seat.number);
                 self.turns.finish(seat.number, frame.round);
                 self.inbox.push_back(Word::Event(Event::Updated { peer, frame }));
                 self.turn_passes();
