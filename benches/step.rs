@@ -134,6 +134,8 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         tail: None,
         name: "bench".into(),
         link: LinkConfig::default(),
+        reconnect: Duration::from_secs(60),
+        state: None,
         out: None,
         phases: false,
     };
@@ -172,6 +174,8 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         updates_min: 1,
         join_deadline: hour,
         round_deadline: hour,
+        reconnect: hour,
+        state: None,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,

@@ -86,6 +86,8 @@ impl RunConfig {
             updates_min: self.updates_min(),
             join_deadline: Duration::from_secs(self.server.join_deadline_s),
             round_deadline: Duration::from_secs(self.server.round_deadline_s),
+            reconnect: Duration::from_secs(self.server.reconnect_s),
+            state: None,
             activations: self.link.activations,
             gradients: self.link.gradients,
             adapters: self.link.adapters,
@@ -123,6 +125,8 @@ impl RunConfig {
             tail: self.tail_of(index),
             name: self.client_name(index),
             link: self.link_config(),
+            reconnect: Duration::from_secs(self.link.reconnect_s),
+            state: None,
             out: None,
             phases: false,
         })

@@ -2,6 +2,9 @@
 //!
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
+mod opening;
+
+use crate::answers::{Answers, Known};
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
@@ -9,14 +12,11 @@ use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{
-    Device, Frozen, Input, Joint, Labels, Mode, ModelFolder, Parts, Rows, Stage, StageError, TapeId, Tensor, encoding, lora, losses,
-    tape_bytes,
-};
+use cutlayer_model::{Device, Frozen, ModelFolder, Moments, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
 use cutlayer_wire::{
-    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
-    StepId,
+    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
 };
+pub(crate) use opening::share;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +24,6 @@ use std::sync::Arc;
 /// What a client did in the round, as the server saw it: the bound on the weight it may claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
-    pub steps: u32,
     pub sequences: u64,
     pub tokens: u64,
     /// Labels scored; `None` where the server does not see them (U-shape).
@@ -40,32 +39,15 @@ struct Seat {
     own: Option<Stage>,
     work: Work,
     gone: bool,
+    /// The round it trains; `None` once that is closed, or before the first.
+    round: Option<RoundId>,
     /// U-shaped steps between Hidden and Gradient.
-    doing: BTreeMap<StepId, (StepClock, Rows)>,
+    doing: BTreeMap<StepId, Rows>,
+    /// Steps of which some micro-batches' gradients wait for the others'.
+    begun: BTreeMap<u32, Vec<StepId>>,
+    answers: Answers,
     /// What it remembers of the client's samples, where they travel as differences.
     known: Option<DifferenceReceiver>,
-}
-
-/// A step whose opening frame was read.
-struct Entered {
-    client: u32,
-    frame: Arc<Frame>,
-    rows: Rows,
-    hidden: Tensor<2>,
-    clock: StepClock,
-    train: bool,
-    /// U-shape: the client goes on from the hidden states itself.
-    hidden_wanted: bool,
-}
-
-impl Entered {
-    fn tape(&self) -> TapeId {
-        TapeId { client: self.client, step: self.frame.header.step }
-    }
-
-    fn mode(&self, plan: &Plan) -> Mode {
-        if self.train { Mode::Train { dropout_seed: self.clock.dropout_seed(plan, self.client) } } else { Mode::Evaluate }
-    }
 }
 
 /// The server's layers and adapters.
@@ -77,9 +59,32 @@ pub(crate) struct Edge {
     labels: usize,
     shared: Option<Stage>,
     seats: BTreeMap<u32, Seat>,
+    /// Adapters of clients that left and whose seat is another's: their updates may count.
+    departed: Vec<(PeerId, AdapterState)>,
     global: AdapterState,
+    /// The round that left it.
+    installed: RoundId,
+    /// What optimizers knew when the server was last stopped, for clients that come back.
+    kept: BTreeMap<u32, Moments>,
     clock: PhaseClock,
     checkpointing: bool,
+}
+
+/// What a server's side of a run is, between two rounds, beside the global adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct EdgeState {
+    /// What the optimizer of each client's part knows; empty where it is forgotten at each round.
+    pub clients: BTreeMap<u32, Moments>,
+    /// The shared part and what its optimizer knows.
+    pub shared: Option<(AdapterState, Moments)>,
+}
+
+/// What a step's frame came to.
+pub(crate) struct Opened {
+    /// What the client is owed.
+    pub answer: Frame,
+    /// Whether the step is over on this side: the optimizer stepped, now or when it came before.
+    pub over: bool,
 }
 
 impl Edge {
@@ -99,7 +104,21 @@ impl Edge {
         let frozen = compute.load(folder, &parts, labels, device)?;
         let clock = PhaseClock::new(false, device);
         let (seats, checkpointing) = (BTreeMap::new(), compute.checkpointing);
-        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats, global, clock, checkpointing };
+        let mut edge = Self {
+            plan,
+            gradients,
+            activations,
+            frozen,
+            labels,
+            shared: None,
+            seats,
+            departed: vec![],
+            global,
+            installed: RoundId(0),
+            kept: BTreeMap::new(),
+            clock,
+            checkpointing,
+        };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
         }
@@ -110,6 +129,28 @@ impl Edge {
     pub fn timed(mut self, asked: bool) -> Self {
         self.clock = PhaseClock::new(asked, self.frozen.device());
         self
+    }
+
+    /// The same, as it was when `round` was committed.
+    pub fn resumed(mut self, round: RoundId, state: EdgeState) -> Result<Self, NodeError> {
+        self.installed = round;
+        self.kept = state.clients;
+        if let (Some(stage), Some((values, moments))) = (&mut self.shared, state.shared) {
+            load_whole(stage, &values)?;
+            stage.adapter_mut().set_moments(&moments)?;
+        }
+        Ok(self)
+    }
+
+    /// What has to be kept to go on from here: between two rounds, the global adapter is all else.
+    pub fn state(&self) -> EdgeState {
+        let forgets = self.plan.optimizer.reset_each_round;
+        let own = self.seats.iter().filter(|_| !forgets);
+        let own = own.filter_map(|(client, seat)| Some((*client, seat.own.as_ref()?.adapter().moments())));
+        // Clients that have not come back yet are not forgotten.
+        let clients = self.kept.clone().into_iter().chain(own).collect();
+        let shared = self.shared.as_ref().map(|stage| (stage.adapter().state(), stage.adapter().moments()));
+        EdgeState { clients, shared }
     }
 
     /// The phases since they were last taken; `None` where they are not timed.
@@ -125,10 +166,34 @@ impl Edge {
             ServerAdapters::PerClient => Some(self.stage(blocks.clone(), head)?),
             ServerAdapters::Shared => None,
         };
-        let seat =
-            Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new(), known: receiver(self.activations) };
-        self.seats.insert(client, seat);
+        let mut seat = Seat {
+            peer,
+            blocks,
+            head,
+            own,
+            work: Work::default(),
+            gone: false,
+            round: None,
+            doing: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            answers: Answers::default(),
+            known: receiver(self.activations),
+        };
+        if let (Some(stage), Some(moments)) = (&mut seat.own, self.kept.remove(&client)) {
+            stage.adapter_mut().set_moments(&moments)?;
+        }
+        if let Some(before) = self.seats.insert(client, seat) {
+            // What it trained belongs to an update that may be in already.
+            self.departed.extend(before.own.map(|own| (before.peer, own.adapter().state())));
+        }
         Ok(())
+    }
+
+    /// The client forgot what it sent before, so its samples travel whole again; a process that was started again.
+    pub fn forget_samples(&mut self, client: u32) {
+        if let Some(seat) = self.seats.get_mut(&client) {
+            seat.known = receiver(self.activations);
+        }
     }
 
     /// Marks a client as gone. What it trained on the server stays until the next global adapter: its update may already count.
@@ -141,16 +206,19 @@ impl Edge {
     fn forget(&mut self, client: u32) {
         let Some(seat) = self.seats.get_mut(&client) else { return };
         let Some(stage) = seat.own.as_mut().or(self.shared.as_mut()) else { return };
-        for step in std::mem::take(&mut seat.doing).into_keys() {
+        let begun = std::mem::take(&mut seat.begun).into_values().flatten();
+        for step in std::mem::take(&mut seat.doing).into_keys().chain(begun) {
             stage.forget(TapeId { client, step });
         }
     }
 
-    /// Starts counting a client's work anew.
-    pub fn begin_round(&mut self, client: u32) {
+    /// Starts a round of a client: its work is counted anew.
+    pub fn begin_round(&mut self, client: u32, round: RoundId) {
         self.forget(client);
         if let Some(seat) = self.seats.get_mut(&client) {
             seat.work = Work::default();
+            seat.round = Some(round);
+            seat.answers.clear();
         }
     }
 
@@ -159,11 +227,16 @@ impl Edge {
         self.seats.get(&client).map(|seat| seat.work).unwrap_or_default()
     }
 
-    /// Installs a new global adapter everywhere.
-    pub fn install(&mut self, global: AdapterState) -> Result<(), NodeError> {
+    /// Installs the global adapter that `round` left, everywhere. Steps of that round that still wait come too late.
+    pub fn install(&mut self, round: RoundId, global: AdapterState) -> Result<(), NodeError> {
         let reset = self.plan.optimizer.reset_each_round;
+        self.installed = round;
+        self.departed.clear();
+        self.seats.keys().copied().collect::<Vec<u32>>().into_iter().for_each(|client| self.forget(client));
         self.seats.retain(|_, seat| !seat.gone);
         for seat in self.seats.values_mut() {
+            seat.round = None;
+            seat.answers.clear();
             if let Some(stage) = &mut seat.own {
                 load_whole(stage, &part(&global, stage))?;
                 if reset {
@@ -180,122 +253,24 @@ impl Edge {
         Ok(())
     }
 
-    /// Bytes that the tape of a step takes until its answer: what a batch of them is bounded by.
-    pub fn step_bytes(&self, client: u32, frame: &Frame) -> u64 {
-        let train = frame.header.flags.has(FrameFlags::TRAIN);
-        let blocks = self.seats.get(&client).map_or(0, |seat| if train { seat.blocks.len() } else { 1 });
-        tape_bytes(self.frozen.spec(), blocks, frame.header.tokens as usize)
-    }
-
-    /// Answers frames that open steps, at most one of each client: with the gradient or the sums, or with hidden states for a U-shaped client.
-    ///
-    /// Steps that the server ends are one forward and backward where every client has an adapter of its own; what each comes to does not
-    /// depend on the others, and one that fails harms no other.
-    pub fn open_many(&mut self, steps: Vec<(u32, Arc<Frame>)>) -> Vec<Result<Frame, NodeError>> {
-        let mut answers: Vec<Option<Result<Frame, NodeError>>> = steps.iter().map(|_| None).collect();
-        let mut joint = vec![];
-        for (place, (client, frame)) in steps.into_iter().enumerate() {
-            match self.enter(client, frame) {
-                Ok(step) if step.hidden_wanted => answers[place] = Some(self.pass_on(step)),
-                Ok(step) if self.shared.is_some() => answers[place] = self.score(vec![step]).pop(),
-                Ok(step) => joint.push((place, step)),
-                Err(error) => answers[place] = Some(Err(error)),
-            }
-        }
-        let (places, joint): (Vec<usize>, Vec<Entered>) = joint.into_iter().unzip();
-        places.into_iter().zip(self.score(joint)).for_each(|(place, answer)| answers[place] = Some(answer));
-        answers.into_iter().map(|answer| answer.expect("each step has one")).collect()
-    }
-
-    /// Takes in the frame that opens a step.
-    fn enter(&mut self, client: u32, frame: Arc<Frame>) -> Result<Entered, NodeError> {
-        let header = frame.header;
-        let train = header.flags.has(FrameFlags::TRAIN);
-        let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
-        self.clock.start();
-        let hidden = self.read_opening(client, &frame, &rows)?;
-        self.clock.end(Phase::Decode);
-        let gone = || NodeError::Ended { reason: format!("client {client} left") };
-        let seat = self.seats.get_mut(&client).ok_or_else(gone)?;
-        let clock = StepClock { round: header.round, index: seat.work.steps };
-        if train {
-            seat.work.steps += 1;
-            seat.work.sequences += frame.lengths.len() as u64;
-            seat.work.tokens += u64::from(header.tokens);
-        }
-        Ok(Entered { client, frame, rows, hidden, clock, train, hidden_wanted: !seat.head })
-    }
-
-    /// Runs the blocks of a U-shaped step.
-    fn pass_on(&mut self, step: Entered) -> Result<Frame, NodeError> {
-        let (mode, tape, header) = (step.mode(&self.plan), step.tape(), step.frame.header);
-        let Entered { client, rows, hidden, clock, train, .. } = step;
-        let seat = self.seats.get_mut(&client).expect("it entered");
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let input = Input::Hidden(hidden, train && header.flags.has(FrameFlags::NEEDS_GRADIENT));
-        let hidden = stage.forward(tape, seat.blocks.clone(), input, &rows, mode)?;
-        self.clock.end(Phase::Forward);
-        if train {
-            seat.doing.insert(header.step, (clock, rows));
-        }
-        let encoding = self.activations.forgetful();
-        let payload = self.write(client, header.step, FrameKind::Hidden, encoding, hidden)?;
-        self.clock.end(Phase::Encode);
-        Ok(Frame::hidden(&header, encoding, payload))
-    }
-
-    /// Runs the blocks and the head of steps of different clients, as one.
-    fn score(&mut self, steps: Vec<Entered>) -> Vec<Result<Frame, NodeError>> {
-        // What is timed goes alone: then there is one step.
-        let timed = match &steps[..] {
-            [only] => Some(only.client),
-            _ => None,
-        };
-        if let Some(stage) = timed.and_then(|client| stage_of(&mut self.seats, &mut self.shared, client)) {
-            self.clock.start_loss(stage);
-        }
-        let mut shared = self.shared.as_mut();
-        let mut seats: BTreeMap<u32, &mut Seat> = self.seats.iter_mut().map(|(client, seat)| (*client, seat)).collect();
-        let joint = steps.iter().map(|step| {
-            let seat = seats.remove(&step.client).expect("one step of each client, which has a seat");
-            Joint {
-                stage: seat.own.as_mut().or(shared.take()).expect("one of the two adapters"),
-                id: step.tape(),
-                blocks: seat.blocks.clone(),
-                input: Input::Hidden(step.hidden.clone(), step.train && step.frame.header.flags.has(FrameFlags::NEEDS_GRADIENT)),
-                rows: &step.rows,
-                labels: Labels::from(&step.frame.labels),
-                mode: step.mode(&self.plan),
-            }
-        });
-        let outcomes = losses(joint.collect());
-        if let Some(stage) = timed.and_then(|client| stage_of(&mut self.seats, &mut self.shared, client)) {
-            self.clock.end_loss(stage);
-        }
-        steps.iter().zip(outcomes).map(|(step, outcome)| self.settle(step, outcome)).collect()
-    }
-
-    /// Applies what a step gave, and answers it.
-    fn settle(&mut self, step: &Entered, outcome: Result<(EvalSums, Option<Tensor<2>>), StageError>) -> Result<Frame, NodeError> {
-        let (sums, gradient) = outcome?;
-        if step.train {
-            let seat = self.seats.get_mut(&step.client).expect("it entered");
-            seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
-            let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-            stage.update(step.tape()..=step.tape(), &self.plan.optimizer, step.clock.learning_rate(&self.plan));
-            self.clock.end(Phase::Optimizer);
-        }
-        let answer = self.answer(step.client, &step.frame, gradient.filter(|_| step.train), sums)?;
-        self.clock.end(Phase::Encode);
-        Ok(answer)
+    fn seat_of(&mut self, client: u32) -> (bool, &mut Seat) {
+        let remembered = self.activations.differences().is_some();
+        (remembered, self.seats.get_mut(&client).expect("a session has a seat until it ends"))
     }
 
     /// Answers the gradient of a U-shaped step with the gradient at the cut.
-    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Frame, NodeError> {
+    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Opened, NodeError> {
         let step = opened.header.step;
         let tape = TapeId { client, step };
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let (clock, rows) = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
+        let (_, seat) = self.seat_of(client);
+        if let Known::Answer(answer) = seat.answers.closed(step) {
+            return Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) });
+        }
+        if seat.round != Some(opened.header.round) {
+            let answer = Frame::failed(&opened.header, "the round went on while this step waited");
+            return Ok(Opened { answer, over: true });
+        }
+        let rows = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
         self.clock.start();
         let gradient = self.read(step, gradient, &rows)?;
         self.clock.end(Phase::Decode);
@@ -303,11 +278,29 @@ impl Edge {
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         let upstream = stage.backward(tape, gradient)?;
         self.clock.end(Phase::Backward);
-        stage.update(tape..=tape, &self.plan.optimizer, clock.learning_rate(&self.plan));
+        self.landed(client, opened);
         self.clock.end(Phase::Optimizer);
         let answer = self.answer(client, opened, upstream, EvalSums::default())?;
         self.clock.end(Phase::Encode);
-        Ok(answer)
+        let (_, seat) = self.seat_of(client);
+        seat.answers.keep_last(step, &answer);
+        Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) })
+    }
+
+    /// The gradients of a micro-batch are here: with the last of its step, the optimizer steps.
+    fn landed(&mut self, client: u32, opened: &Frame) {
+        let step = opened.header.step;
+        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
+        let landed = seat.begun.entry(step.index()).or_default();
+        landed.push(step);
+        if landed.len() < usize::from(opened.header.micro_batches) {
+            return;
+        }
+        seat.begun.remove(&step.index());
+        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
+        let (first, last) = step.siblings().into_inner();
+        let steps = TapeId { client, step: first }..=TapeId { client, step: last };
+        stage.update(steps, &self.plan.optimizer, StepClock::of(step).learning_rate(&self.plan));
     }
 
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.
@@ -315,13 +308,12 @@ impl Edge {
         if let Some(shared) = &self.shared {
             return vec![Update { source: Source::SharedServer, round, weight: 0.0, tensors: shared.adapter().state() }];
         }
-        let counted = self.seats.values().filter(|seat| peers.contains(&seat.peer));
-        counted
-            .filter_map(|seat| {
-                let tensors = seat.own.as_ref()?.adapter().state();
-                Some(Update { source: Source::Client(seat.peer), round, weight: 0.0, tensors })
-            })
-            .collect()
+        let seated = self.seats.values().filter(|seat| seat.round == Some(round) || seat.gone);
+        let seated = seated.filter_map(|seat| Some((seat.peer, seat.own.as_ref()?.adapter().state())));
+        // Who left in the round and came back trained in the seat that it left.
+        let all: BTreeMap<PeerId, AdapterState> = seated.chain(self.departed.iter().cloned()).collect();
+        let counted = all.into_iter().filter(|(peer, _)| peers.contains(peer));
+        counted.map(|(peer, tensors)| Update { source: Source::Client(peer), round, weight: 0.0, tensors }).collect()
     }
 
     fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
@@ -363,11 +355,6 @@ impl Edge {
         encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
             .map_err(|source| NodeError::Tensor { step, source })
     }
-}
-
-/// The stage that a client's steps run on.
-fn stage_of<'a>(seats: &'a mut BTreeMap<u32, Seat>, shared: &'a mut Option<Stage>, client: u32) -> Option<&'a mut Stage> {
-    seats.get_mut(&client)?.own.as_mut().or(shared.as_mut())
 }
 
 /// The tensors of `global` that `stage` trains.

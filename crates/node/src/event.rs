@@ -48,6 +48,33 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A connection is lost, and waited for: on the server a client's, on a client the server's.
+    Away {
+        /// The client's index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// How it was lost.
+        reason: String,
+    },
+    /// It is back.
+    Back {
+        /// The client's index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// How long it was gone.
+        seconds: f64,
+        /// Whether both sides still hold all that they held in memory; if not, the round that was under way is taken again.
+        resumed: bool,
+    },
+    /// A run that was interrupted goes on.
+    Resumed {
+        /// The last round that was committed.
+        round: u32,
+        /// How often its server was started.
+        starts: u32,
+    },
     /// A peer was turned away.
     Refused {
         /// Its identity, if it got so far.

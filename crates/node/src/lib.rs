@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod adapters;
+mod answers;
 mod central;
 mod client;
 mod compute;
@@ -18,6 +19,7 @@ mod prepare;
 mod schedule;
 mod server;
 mod side;
+mod state;
 mod stop;
 mod turn;
 mod visits;

@@ -20,6 +20,8 @@ pub(crate) mod close {
     pub const BAD_TOKEN: VarInt = VarInt::from_u32(2);
     /// The same key connected again.
     pub const REPLACED: VarInt = VarInt::from_u32(3);
+    /// This connection is given up, its peer is not.
+    pub const BROKEN: VarInt = VarInt::from_u32(4);
 }
 
 /// A link that could not be set up, or is lost.
@@ -213,6 +215,7 @@ impl Place {
             ConnectionError::ApplicationClosed(closed) => match closed.error_code {
                 close::REVOKED => LinkError::Revoked { addr, key },
                 close::BAD_TOKEN => LinkError::BadToken { addr },
+                close::BROKEN => lost(readable(&closed.reason)),
                 close::REPLACED => LinkError::Replaced { addr, key },
                 _ => LinkError::Closed { addr, reason: readable(&closed.reason) },
             },

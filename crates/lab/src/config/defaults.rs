@@ -89,6 +89,7 @@ pub(super) fn server() -> ServerSection {
         updates_min: 0,
         join_deadline_s: 120,
         round_deadline_s: 600,
+        reconnect_s: 120,
     }
 }
 
@@ -99,8 +100,9 @@ pub(super) fn link() -> LinkSection {
         adapters: Encoding::F32,
         bandwidth_mbit: 1000,
         rtt_ms: 20,
-        idle_timeout_s: 120,
+        idle_timeout_s: 30,
         step_timeout_s: 600,
+        reconnect_s: 600,
         profile: None,
         emulate: None,
     }

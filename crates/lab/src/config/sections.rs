@@ -224,6 +224,8 @@ pub struct ServerSection {
     pub join_deadline_s: u64,
     /// How long it waits for a round's updates, in seconds.
     pub round_deadline_s: u64,
+    /// How long a client whose connection is lost keeps its place in the round, in seconds.
+    pub reconnect_s: u64,
 }
 
 /// `[link]`: what crosses the network and how wide that is.
@@ -245,6 +247,8 @@ pub struct LinkSection {
     pub idle_timeout_s: u64,
     /// How long a peer may compute on one step, in seconds.
     pub step_timeout_s: u64,
+    /// How long a client looks for a server that is out of reach, in seconds.
+    pub reconnect_s: u64,
     /// The link that `run` emulates in front of each client that names none of its own; absent, none is.
     pub profile: Option<Profile>,
     /// Numbers in place of that profile's; without a profile, in place of `loopback`'s.
