@@ -77,11 +77,6 @@ pub(crate) struct Submitted<R> {
 }
 
 impl<R> Submitted<R> {
-    /// A job whose result comes by `result`.
-    pub fn new(what: &'static str, result: oneshot::Receiver<R>) -> Self {
-        Self { what, result }
-    }
-
     /// What it returns, once it has run.
     pub async fn result(self) -> Result<R, NodeError> {
         self.result.await.map_err(|_| NodeError::Panicked { during: self.what.into() })

@@ -2,26 +2,23 @@
 //!
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
-mod opening;
+mod steps;
 #[cfg(test)]
 mod tests;
 
-use crate::answers::{Answers, Known};
+use crate::answers::Answers;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
-use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, ModelFolder, Moments, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
-use cutlayer_wire::{
-    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
-};
-pub(crate) use opening::share;
+use cutlayer_model::{Device, Frozen, ModelFolder, Moments, Parts, Rows, Stage, TapeId, lora};
+use cutlayer_wire::{AdapterState, DifferenceReceiver, Encoding, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+pub(crate) use steps::{Opened, share};
 
 /// What a client did in the round, as the server saw it: the bound on the weight it may claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,14 +76,6 @@ pub(crate) struct EdgeState {
     pub clients: BTreeMap<u32, Moments>,
     /// The shared part and what its optimizer knows.
     pub shared: Option<(AdapterState, Moments)>,
-}
-
-/// What a step's frame came to.
-pub(crate) struct Opened {
-    /// What the client is owed.
-    pub answer: Frame,
-    /// Whether the step is over on this side: the optimizer stepped, now or when it came before.
-    pub over: bool,
 }
 
 impl Edge {
@@ -255,56 +244,6 @@ impl Edge {
         Ok(())
     }
 
-    fn seat_of(&mut self, client: u32) -> (bool, &mut Seat) {
-        let remembered = self.activations.differences().is_some();
-        (remembered, self.seats.get_mut(&client).expect("a session has a seat until it ends"))
-    }
-
-    /// Answers the gradient of a U-shaped step with the gradient at the cut.
-    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Opened, NodeError> {
-        let step = opened.header.step;
-        let tape = TapeId { client, step };
-        let (_, seat) = self.seat_of(client);
-        if let Known::Answer(answer) = seat.answers.closed(step) {
-            return Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) });
-        }
-        if seat.round != Some(opened.header.round) {
-            let answer = Frame::failed(&opened.header, "the round went on while this step waited");
-            return Ok(Opened { answer, over: true });
-        }
-        let rows = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
-        self.clock.start();
-        let gradient = self.read(step, gradient, &rows)?;
-        self.clock.end(Phase::Decode);
-        let seat = self.seats.get_mut(&client).expect("looked up above");
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let upstream = stage.backward(tape, gradient)?;
-        self.clock.end(Phase::Backward);
-        self.landed(client, opened);
-        self.clock.end(Phase::Optimizer);
-        let answer = self.answer(client, opened, upstream, EvalSums::default())?;
-        self.clock.end(Phase::Encode);
-        let (_, seat) = self.seat_of(client);
-        seat.answers.keep_last(step, &answer);
-        Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) })
-    }
-
-    /// The gradients of a micro-batch are here: with the last of its step, the optimizer steps.
-    fn landed(&mut self, client: u32, opened: &Frame) {
-        let step = opened.header.step;
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let landed = seat.begun.entry(step.index()).or_default();
-        landed.push(step);
-        if landed.len() < usize::from(opened.header.micro_batches) {
-            return;
-        }
-        seat.begun.remove(&step.index());
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let (first, last) = step.siblings().into_inner();
-        let steps = TapeId { client, step: first }..=TapeId { client, step: last };
-        stage.update(steps, &self.plan.optimizer, StepClock::of(step).learning_rate(&self.plan));
-    }
-
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.
     pub fn parts(&self, round: RoundId, peers: &[PeerId]) -> Vec<Update> {
         if let Some(shared) = &self.shared {
@@ -318,12 +257,6 @@ impl Edge {
         counted.map(|(peer, tensors)| Update { source: Source::Client(peer), round, weight: 0.0, tensors }).collect()
     }
 
-    fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
-        let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
-        let payload = self.write(client, opened.header.step, FrameKind::Gradient, self.gradients, gradient)?;
-        Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
-    }
-
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
         let keys = self.keys(blocks.clone(), head);
         let state = keys.into_iter().filter_map(|key| self.global.get(&key).map(|tensor| (key.clone(), tensor.clone()))).collect();
@@ -335,27 +268,6 @@ impl Edge {
     fn keys(&self, blocks: Range<usize>, head: bool) -> Vec<String> {
         let shapes = lora::shapes(self.frozen.spec(), &self.plan.adapter, blocks, head, self.labels);
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
-    }
-
-    fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
-        let seed = frame_seed(&self.plan, client, step, kind, Sender::Server);
-        encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step, source })
-    }
-
-    /// The activations that open a step: what the client's samples differ by, where they are remembered.
-    fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
-        let step = frame.header.step;
-        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.as_mut()) else {
-            return self.read(step, frame, rows);
-        };
-        let hidden = self.frozen.spec().hidden;
-        let values = known.unpack(&frame.payload, &frame.lengths, hidden)?;
-        encoding::tensor(values, hidden, self.frozen.device()).map_err(|source| NodeError::Tensor { step, source })
-    }
-
-    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
-        encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
-            .map_err(|source| NodeError::Tensor { step, source })
     }
 }
 

@@ -133,7 +133,7 @@ impl Hub {
         let train: Vec<(u32, RoundId)> = train.collect();
         let Some((_, round)) = train.first() else { return Ok(()) };
         let (clients, round): (Vec<u32>, RoundId) = (train.iter().map(|(client, _)| *client).collect(), *round);
-        // Who has an adapter of its own meets nobody else's steps: their order changes nothing.
+        // Only on a shared adapter does a step depend on those before it.
         if self.plan.step_order == StepOrder::Lockstep && self.plan.server_adapters == ServerAdapters::Shared {
             self.turns.begin(clients.iter().copied());
         }

@@ -2,7 +2,7 @@
 //!
 //! Who is next is decided by [`Line`], which knows no clock, socket or tensor. What a step comes to does not depend on who is in its batch.
 
-use crate::compute::{Compute, JOBS_MAX, Submitted};
+use crate::compute::{Compute, JOBS_MAX};
 use crate::edge::{Edge, Opened};
 use crate::error::NodeError;
 use crate::phases::Phases;
@@ -15,8 +15,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// Steps that may wait; a session that has another waits with it, and so does its client.
 const WAITING_MAX: usize = JOBS_MAX;
 
-/// What a step came to, the time that took in ms, and its phases where they are timed. In a batch each step has its part of the time, by tokens.
-pub(super) type Timed = (Result<Opened, NodeError>, f64, Option<Phases>);
+/// A job on a step, once it has run.
+pub(crate) struct Ran {
+    /// What the client is owed.
+    pub outcome: Result<Opened, NodeError>,
+    /// Its part, by tokens, of the time its batch took.
+    pub compute_ms: f64,
+    pub phases: Option<Phases>,
+}
 
 /// The line in front of the compute thread.
 pub(crate) struct StepQueue {
@@ -29,7 +35,7 @@ pub(crate) struct StepQueue {
 /// A step that waits, and who asked.
 struct Asked {
     frame: Arc<Frame>,
-    answer: oneshot::Sender<Timed>,
+    ran: oneshot::Sender<Ran>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -39,16 +45,26 @@ impl StepQueue {
         Self { edge, line: Arc::default(), room: Arc::new(Semaphore::new(WAITING_MAX)), bytes_max }
     }
 
-    /// Gives the frame that opens a step of `client` its place in the line, once there is room. From then on it is computed, and counts,
-    /// whether or not anyone waits for its answer.
-    pub async fn submit(&self, client: u32, frame: Arc<Frame>) -> Result<Submitted<Timed>, NodeError> {
+    /// Puts the frame that opens a step of `client` in line, once there is room: steps that are put in one after the other are served so.
+    /// From then on it is computed, and counts, whether or not anyone still waits for its answer.
+    pub async fn push(&self, client: u32, frame: Arc<Frame>) -> Queued {
         let room = self.room.clone().acquire_owned().await.expect("the line is never closed");
-        let (answer, opened) = oneshot::channel();
-        lock(&self.line).push(client, Asked { frame, answer, _room: room });
+        let (ran, queued) = oneshot::channel();
+        lock(&self.line).push(client, Asked { frame, ran, _room: room });
         // A job for each step: the first to run takes what waits, and leaves the others less to do, or nothing.
         let (edge, line, bytes_max) = (self.edge.clone(), self.line.clone(), self.bytes_max);
         tokio::spawn(async move { edge.run("step", move |edge| serve(edge, &line, bytes_max)).await });
-        Ok(Submitted::new("step", opened))
+        Queued(queued)
+    }
+}
+
+/// A step in line.
+pub(crate) struct Queued(oneshot::Receiver<Ran>);
+
+impl Queued {
+    /// Waits until it has run.
+    pub async fn ran(self) -> Result<Ran, NodeError> {
+        self.0.await.map_err(|_| NodeError::Panicked { during: "step".into() })
     }
 }
 
@@ -66,10 +82,10 @@ fn serve(edge: &mut Edge, line: &Mutex<Line<Asked>>, bytes_max: u64) {
     let answers = edge.open_many(batch.iter().map(|(client, asked)| (*client, asked.frame.clone())).collect());
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
     let phases = edge.take_phases();
-    for ((_, asked), opened) in batch.into_iter().zip(answers) {
+    for ((client, asked), answer) in batch.into_iter().zip(answers) {
         let compute_ms = took_ms * tokens(&asked.frame) / all_tokens;
         // The asker may have gone; what it asked for is done all the same.
-        let _ = asked.answer.send((opened, compute_ms, phases));
+        let _ = asked.ran.send(Ran { outcome: answer, compute_ms, phases });
     }
 }
 
