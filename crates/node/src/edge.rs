@@ -9,7 +9,7 @@ mod tests;
 use crate::answers::Answers;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
-use crate::phases::{Phase, PhaseClock, Phases};
+use crate::phases::{PhaseClock, Phases};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
