@@ -3,6 +3,8 @@
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use crate::answers::Answers;
 use crate::compute_config::ComputeConfig;
