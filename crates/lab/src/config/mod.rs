@@ -20,7 +20,7 @@ pub use sections::{
 
 use cutlayer_data::DataSpec;
 use cutlayer_transport::{Changes, Conditions, Profile};
-use cutlayer_wire::ADAPTER_COLUMNS;
+use cutlayer_wire::{ADAPTER_COLUMNS, Carried, EncodingError};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use toml::Table;
@@ -155,9 +155,13 @@ impl RunConfig {
             found: self.link.adapters.to_string(),
             remedy: error.to_string(),
         })?;
-        for (key, encoding) in [("link.gradients", self.link.gradients), ("link.adapters", self.link.adapters)] {
-            let remedy = "only activations are differences between visits; drop delta or moved";
-            require(encoding.differences().is_none(), key, encoding, remedy)?;
+        for (key, encoding, what) in [
+            ("link.activations", self.link.activations, Carried::Activations),
+            ("link.gradients", self.link.gradients, Carried::Gradients),
+            ("link.adapters", self.link.adapters, Carried::Adapters),
+        ] {
+            let refused = |error: EncodingError| ConfigError::Invalid { key, found: encoding.to_string(), remedy: error.to_string() };
+            encoding.check_carries(what).map_err(refused)?;
         }
         cutlayer_federation::by_name(&self.server.aggregator).map(|_| ()).map_err(|error| ConfigError::Invalid {
             key: "server.aggregator",

@@ -180,7 +180,7 @@ pub struct ServerSection {
 #[serde(default = "defaults::link", deny_unknown_fields)]
 pub struct LinkSection {
     /// Encoding of activations: f32, bf16, f16, int2 to int8, int4/64 for groups of 64 features, and after it any of +hadamard,
-    /// +stochastic, +topk=0.05, +proj=64, +zstd, and, for activations alone, +delta or +moved=0.05.
+    /// +stochastic, +topk=0.05, +proj=64, +zstd, and, for activations alone, +delta or +moved=0.05, for gradients alone, +feedback.
     pub activations: Encoding,
     /// Encoding of gradients, in the same words.
     pub gradients: Encoding,

@@ -50,6 +50,17 @@ enum Values {
     Int(u8),
 }
 
+/// What travels in an encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// Hidden states, of samples that come by again.
+    Activations,
+    /// Their gradients.
+    Gradients,
+    /// Updates of an adapter.
+    Adapters,
+}
+
 /// Which encoding a tensor travels in.
 ///
 /// Made from its name, `int4/64+hadamard` for one, or from its eight bytes; either way only combinations that can be computed
@@ -70,6 +81,8 @@ pub struct Encoding {
     delta: bool,
     /// Of differences: the share of its norm that a token must have moved by to travel, in parts of `TOP_ALL`.
     moved: u16,
+    /// Whether the sender adds what it left out of a sample to that sample's next tensor.
+    feedback: bool,
 }
 
 impl Encoding {
@@ -84,6 +97,7 @@ impl Encoding {
         zstd: false,
         delta: false,
         moved: 0,
+        feedback: false,
     };
     /// Two bytes a value: the upper half of an f32, rounded to nearest even.
     pub const BF16: Self = Self { values: Values::Bf16, ..Self::F32 };
@@ -101,12 +115,33 @@ impl Encoding {
 
     /// What each tensor is written in where nothing is remembered: this encoding, or that of its differences.
     pub fn forgetful(self) -> Self {
-        Self { delta: false, moved: 0, ..self }
+        Self { delta: false, moved: 0, feedback: false, ..self }
+    }
+
+    /// Whether the sender adds what it left out of a sample to that sample's next tensor; the receiver reads it like any other.
+    pub fn feeds_back(self) -> bool {
+        self.feedback
     }
 
     /// The share of its norm that a token must have moved by to travel, where samples travel as differences.
     pub fn differences(self) -> Option<f32> {
         self.delta.then_some(f32::from(self.moved) / f32::from(TOP_ALL))
+    }
+
+    /// Refuses a memory that does not go with what travels.
+    pub fn check_carries(self, what: Carried) -> Result<(), EncodingError> {
+        let refuse = |what, remedy| Err(EncodingError::Remembers { encoding: self, what, remedy });
+        match what {
+            // The last visit's leftovers belong to weights that have moved on; a difference makes up for them.
+            Carried::Activations if self.feedback => refuse("activations", "write delta in place of feedback"),
+            Carried::Gradients if self.delta => {
+                refuse("gradients", "they are unlike at every visit; write feedback in place of delta or moved")
+            }
+            Carried::Adapters if self.delta || self.feedback => {
+                refuse("updates", "they are differences from the global adapter already; drop delta, moved and feedback")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a width that the encoding cannot do, in words that say which it can.
