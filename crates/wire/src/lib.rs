@@ -26,7 +26,7 @@ pub use adapter_error::AdapterFrameError;
 pub use adapter_frame::{ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX};
 pub use adapter_values::ADAPTER_COLUMNS;
 pub use codec::{CONTROL_BYTES_MAX, CONTROL_PREFIX_BYTES, CodecError, decode, encode};
-pub use encoding::{Carried, Encoding, EncodingError, EncodingPart, rounding_seed};
+pub use encoding::{Carried, DevicePart, Encoding, EncodingError, EncodingPart, rounding_seed};
 pub use frame::{Frame, REASON_BYTES_MAX, shorten_reason};
 pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
 pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};

@@ -4,11 +4,12 @@
 //! `[tokens, hidden]`, and does every row alike, in this order: a projection or the choice of the largest entries, a rotation,
 //! integers with a scale or floats, the rows that are not zero, and a lossless stage.
 //!
-//! Host-side reference implementations, with no state and no clock; a device may produce the same bytes itself. The same values
+//! Host-side reference implementations, with no state and no clock; what a device may do in their place is in `device.rs`. The same values
 //! and seed give the same bytes everywhere. Reading is total: any bytes give values or a typed error, and nothing is allocated
 //! beyond what the shape allows.
 
 mod bits;
+mod device;
 mod error;
 mod form;
 mod hadamard;
@@ -21,8 +22,11 @@ mod random;
 mod rows;
 mod top;
 
+pub use device::DevicePart;
 pub use error::EncodingError;
 pub use part::EncodingPart;
+
+use std::borrow::Cow;
 
 use plain::{PlainF32, RoundedBf16, RoundedF16};
 use projection::Projected;
@@ -196,21 +200,29 @@ impl Encoding {
         if !values.len().is_multiple_of(columns) {
             return Err(EncodingError::Shape { values: values.len(), columns });
         }
-        let bytes = rows::write(codec.as_mut(), values, columns);
-        Ok(if self.zstd { lossless::pack(&bytes, self.value_width()) } else { bytes })
+        Ok(self.pack(rows::write(codec.as_mut(), values, columns)))
     }
 
     /// The values in `bytes`, which must be `rows` rows of `columns`.
     pub fn decode(self, bytes: &[u8], rows: usize, columns: usize) -> Result<Vec<f32>, EncodingError> {
         // No row is rounded when it is read, so the seed does not matter.
         let mut codec = self.codec(columns, 0)?;
-        if !self.zstd {
-            return rows::read(self, codec.as_mut(), bytes, (rows, columns));
-        }
-        let bytes_max = rows.saturating_mul(codec.row_bytes());
-        let corrupt = |reason| EncodingError::Corrupt { encoding: self, reason };
-        let payload = lossless::unpack(bytes, self.value_width(), bytes_max).map_err(corrupt)?;
+        let payload = self.unpack(bytes, rows.saturating_mul(codec.row_bytes()))?;
         rows::read(self, codec.as_mut(), &payload, (rows, columns))
+    }
+
+    /// The lossless stage, where there is one.
+    fn pack(self, payload: Vec<u8>) -> Vec<u8> {
+        if self.zstd { lossless::pack(&payload, self.value_width()) } else { payload }
+    }
+
+    /// Undoes [`Encoding::pack`] for a payload of at most `bytes_max`.
+    fn unpack(self, bytes: &[u8], bytes_max: usize) -> Result<Cow<'_, [u8]>, EncodingError> {
+        if !self.zstd {
+            return Ok(bytes.into());
+        }
+        let corrupt = |reason| EncodingError::Corrupt { encoding: self, reason };
+        Ok(lossless::unpack(bytes, self.value_width(), bytes_max).map_err(corrupt)?.into())
     }
 
     /// Features of a row after a projection.
