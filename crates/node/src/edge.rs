@@ -7,12 +7,11 @@ use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
-use crate::visits::receiver;
+use crate::visits::{Known, samples};
 use cutlayer_federation::{Source, Update};
 use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{
-    AdapterState, DifferenceReceiver, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters,
-    StepId,
+    AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,8 +38,8 @@ struct Seat {
     gone: bool,
     /// U-shaped steps between Hidden and Gradient.
     doing: BTreeMap<StepId, (StepClock, Rows)>,
-    /// What it remembers of the client's samples, where they travel as differences.
-    known: Option<DifferenceReceiver>,
+    /// What it remembers of the client's samples.
+    known: Known,
 }
 
 /// The server's layers and adapters.
@@ -100,8 +99,16 @@ impl Edge {
             ServerAdapters::PerClient => Some(self.stage(blocks.clone(), head)?),
             ServerAdapters::Shared => None,
         };
-        let seat =
-            Seat { peer, blocks, head, own, work: Work::default(), gone: false, doing: BTreeMap::new(), known: receiver(self.activations) };
+        let seat = Seat {
+            peer,
+            blocks,
+            head,
+            own,
+            work: Work::default(),
+            gone: false,
+            doing: BTreeMap::new(),
+            known: Known::of(self.activations, self.gradients),
+        };
         self.seats.insert(client, seat);
         Ok(())
     }
@@ -231,9 +238,17 @@ impl Edge {
             .collect()
     }
 
-    fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
+    fn answer(&mut self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
         let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
-        let payload = self.write(client, opened.header.step, FrameKind::Gradient, self.gradients, gradient)?;
+        let step = opened.header.step;
+        let payload = match self.seats.get_mut(&client).and_then(|seat| seat.known.gradients()) {
+            None => self.write(client, step, FrameKind::Gradient, self.gradients, gradient)?,
+            Some(feedback) => {
+                let seed = frame_seed(&self.plan, client, step, FrameKind::Gradient, Sender::Server);
+                let [_, width] = gradient.dims();
+                feedback.pack(&samples(&[], &opened.lengths), &encoding::values(gradient), width, seed)?
+            }
+        };
         Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
     }
 
@@ -258,7 +273,7 @@ impl Edge {
     /// The activations that open a step: what the client's samples differ by, where they are remembered.
     fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
         let step = frame.header.step;
-        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.as_mut()) else {
+        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.activations()) else {
             return self.read(step, frame, rows);
         };
         let hidden = self.frozen.spec().hidden;

@@ -7,6 +7,7 @@
 
 mod adapter_error;
 mod adapter_frame;
+mod adapter_memory;
 mod adapter_values;
 mod codec;
 mod encoding;
@@ -24,6 +25,7 @@ mod tensor;
 
 pub use adapter_error::AdapterFrameError;
 pub use adapter_frame::{ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX};
+pub use adapter_memory::{GlobalReceiver, GlobalSender};
 pub use adapter_values::ADAPTER_COLUMNS;
 pub use codec::{CONTROL_BYTES_MAX, CONTROL_PREFIX_BYTES, CodecError, decode, encode};
 pub use encoding::{Carried, DevicePart, Encoding, EncodingError, EncodingPart, rounding_seed};
