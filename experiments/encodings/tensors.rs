@@ -1,7 +1,8 @@
 //! What each encoding keeps of real activations and gradients, in how many bytes, and how long the device takes over them.
 //!
 //! `cargo run --release --example encodings -- ADAPTER RUN_FILE [KEY=VALUE ..]`: the first batch of client 0 of the run file,
-//! with a trained adapter of that run (`-` for none), at its first cut. One line of JSON an encoding.
+//! with a trained adapter of that run (`-` for none), at its first cut. One line of JSON an encoding; `compute_ms` is what both sides
+//! compute on that batch in the same process, and what encoding is to be held against.
 
 use cutlayer::data::{BatchShape, Batcher, Layout, Objective, Tokenizer, tokenise};
 use cutlayer::lab::{RunConfig, client_data, resolve_labels};
@@ -16,6 +17,9 @@ type Failure = Box<dyn std::error::Error>;
 /// Timed runs of each encoding; the median counts.
 const RUNS: usize = 15;
 
+/// Timed steps; the median counts.
+const STEPS: usize = 7;
+
 const NAMES: &[&str] = &[
     "f32",
     "f32+zstd",
@@ -26,6 +30,7 @@ const NAMES: &[&str] = &[
     "int8/64",
     "int6/64+hadamard",
     "int5/64+hadamard",
+    "int5/64+hadamard+zstd",
     "int4",
     "int4/64",
     "int4/64+hadamard",
@@ -33,6 +38,7 @@ const NAMES: &[&str] = &[
     "int4/64+hadamard+stochastic",
     "int4/64+hadamard+zstd",
     "int3/64+hadamard",
+    "int3/64+hadamard+zstd",
     "int3/64+hadamard+stochastic",
     "int2/32+hadamard",
     "int2/32+hadamard+stochastic",
@@ -54,7 +60,7 @@ fn main() -> Result<(), Failure> {
     };
     let mut config = RunConfig::load(Path::new(file), changes)?;
     resolve_labels(&mut config)?;
-    let [activations, gradient] = step(&config, adapter)?;
+    let ([activations, gradient], compute_ms) = step(&config, adapter)?;
     let width = activations.width;
     let projections = [width / 2, width / 4].map(|kept| format!("int8/{}+proj={kept}", kept.min(32)));
     for name in NAMES.iter().map(|name| (*name).to_owned()).chain(projections) {
@@ -63,7 +69,7 @@ fn main() -> Result<(), Failure> {
         let [up, down] = found;
         let (up, down) = (up?, down?);
         println!(
-            "{{\"run\": \"{}\", \"encoding\": \"{name}\", \"tokens\": {}, \"hidden\": {width}, \"bytes\": [{}, {}], \"error\": [{:.6}, {:.6}], \
+            "{{\"run\": \"{}\", \"encoding\": \"{name}\", \"tokens\": {}, \"hidden\": {width}, \"compute_ms\": {compute_ms:.2}, \"bytes\": [{}, {}], \"error\": [{:.6}, {:.6}], \
              \"encode_ms\": [{:.4}, {:.4}], \"decode_ms\": [{:.4}, {:.4}]}}",
             config.name,
             activations.values.len() / width,
@@ -80,8 +86,8 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The activations at the cut and their gradient, of the first batch of client 0.
-fn step(config: &RunConfig, adapter: &str) -> Result<[Subject; 2], Failure> {
+/// The activations at the cut and their gradient, of the first batch of client 0, and the median time that the step computes.
+fn step(config: &RunConfig, adapter: &str) -> Result<([Subject; 2], f64), Failure> {
     let plan = config.plan()?;
     let path = config.model.path.as_deref().ok_or("the run file names no model")?;
     let (folder, device) = (ModelFolder::open(path)?, DeviceChoice::Cpu.open()?);
@@ -101,12 +107,21 @@ fn step(config: &RunConfig, adapter: &str) -> Result<[Subject; 2], Failure> {
     let frozen = Arc::new(Frozen::load(&folder, &Parts::whole(spec.blocks), labels, &device)?);
     let mut stage = Stage::new(frozen, 0..spec.blocks, true, &plan.adapter, &state)?;
     let rows = Rows::new(&batch.lengths, spec.positions_max)?;
-    let hidden = stage.forward(StepId(1), 0..cut, Input::Tokens(&batch.ids), &rows, Mode::Evaluate)?;
     let mode = Mode::Train { dropout_seed: 1 };
-    let upper = Input::Hidden(hidden.clone(), true);
-    let (_, gradient) = stage.loss(StepId(2), cut..spec.blocks, upper, &rows, &batch.labels, mode)?;
+    let (mut compute_ms, mut kept) = (Vec::new(), None);
+    for _ in 0..STEPS {
+        let started = Instant::now();
+        let hidden = stage.forward(StepId(1), 0..cut, Input::Tokens(&batch.ids), &rows, mode)?;
+        let upper = Input::Hidden(hidden.clone(), true);
+        let (_, gradient) = stage.loss(StepId(2), cut..spec.blocks, upper, &rows, &batch.labels, mode)?;
+        let gradient = gradient.ok_or("a step with an adapter above the cut has a gradient")?;
+        stage.backward(StepId(1), gradient.clone())?;
+        compute_ms.push(started.elapsed().as_secs_f64() * 1e3);
+        kept = Some((hidden, gradient));
+    }
+    let (hidden, gradient) = kept.expect("there is at least one step");
     let subject = |tensor: Tensor<2>| Subject { values: encoding::values(tensor.clone()), tensor, width: spec.hidden };
-    Ok([subject(hidden), subject(gradient.ok_or("a step with an adapter above the cut has a gradient")?)])
+    Ok(([subject(hidden), subject(gradient)], median(compute_ms)))
 }
 
 struct Measured {
