@@ -52,9 +52,9 @@ impl GlobalSender {
         self.held.as_ref().map(|(round, state)| (*round, state))
     }
 
-    /// The client may not have the last adapter: the next one travels whole.
-    pub fn forget(&mut self) {
-        self.held = None;
+    /// The client came back, and says what it holds: if that is not the last adapter, the next one travels whole.
+    pub fn returned(&mut self, holds: Option<RoundId>) {
+        self.held = self.held.take().filter(|(round, _)| Some(*round) == holds);
     }
 }
 

@@ -51,7 +51,7 @@ proptest! {
         for (step, lost) in rounds {
             round += step;
             if lost {
-                sender.forget();
+                sender.returned(None);
                 receiver = GlobalReceiver::new(encoding);
             }
             let wanted = global(round);
@@ -109,5 +109,10 @@ fn what_cannot_be_read_changes_nothing() {
     assert!(error.contains("is in bf16, int8 was agreed"), "{error}");
     let whole = AdapterFrame { from: None, ..missed.clone() };
     assert!(receiver.unpack(whole).unwrap_err().to_string().contains("is in int8, f32 was agreed"));
-    assert_eq!(receiver.unpack(missed).unwrap().round, RoundId(1));
+    sender.returned(Some(RoundId(0)));
+    let again = sender.pack(RoundId(2), &BASE, global(2)).unwrap();
+    assert_eq!(again.from, None);
+    assert_eq!(receiver.unpack(again).unwrap().round, RoundId(2));
+    sender.returned(Some(RoundId(2)));
+    assert_eq!(sender.pack(RoundId(3), &BASE, global(3)).unwrap().from, Some(RoundId(2)));
 }
