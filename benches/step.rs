@@ -10,8 +10,8 @@ use cutlayer::model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Sta
 use cutlayer::node::{ClientData, ComputeConfig, Event, EventSink, JoinConfig, ServeConfig, join, serve};
 use cutlayer::transport::{AllowList, Identity};
 use cutlayer::wire::{
-    BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, Plan, Schedule, ServerAdapters, StepId, StepOrder, Task,
-    Weighting,
+    BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, Pipeline, Plan, Schedule, ServerAdapters, StepId,
+    StepOrder, Task, Weighting,
 };
 use cutlayer::{DeviceChoice, LinkConfig, Stop};
 use std::net::SocketAddr;
@@ -134,6 +134,8 @@ async fn measure(options: &Options, model: &Path) -> Vec<Times> {
         tail: None,
         name: "bench".into(),
         link: LinkConfig::default(),
+        reconnect: Duration::from_secs(60),
+        state: None,
         out: None,
         phases: false,
     };
@@ -172,6 +174,9 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         updates_min: 1,
         join_deadline: hour,
         round_deadline: hour,
+        reconnect: hour,
+        state: None,
+        auto: None,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,
@@ -195,6 +200,7 @@ fn plan(options: &Options) -> Plan {
         server_adapters: ServerAdapters::PerClient,
         step_order: StepOrder::Arrival,
         weighting: Weighting::Tokens,
+        pipeline: Pipeline::SEQUENTIAL,
         evaluate_every: 0,
     }
 }
@@ -261,7 +267,7 @@ impl Rival {
         let started = Instant::now();
         let (step, mode) = self.next();
         self.whole.loss(step, 0..self.blocks, Input::Tokens(&self.ids), &self.rows, &self.labels, mode).unwrap();
-        self.whole.update(&optimizer(), LEARNING_RATE.into());
+        self.whole.update(step..=step, &optimizer(), LEARNING_RATE.into());
         millis(started)
     }
 
@@ -277,10 +283,10 @@ impl Rival {
         let hidden = carry(self.front.forward(step, 0..self.cut, Input::Tokens(&self.ids), rows, mode).unwrap());
         let (_, gradient) =
             self.back.loss(step, self.cut..self.blocks, Input::Hidden(hidden, self.cut > 0), rows, &self.labels, mode).unwrap();
-        self.back.update(&optimizer(), LEARNING_RATE.into());
+        self.back.update(step..=step, &optimizer(), LEARNING_RATE.into());
         if let Some(gradient) = gradient {
             self.front.backward(step, carry(gradient)).unwrap();
-            self.front.update(&optimizer(), LEARNING_RATE.into());
+            self.front.update(step..=step, &optimizer(), LEARNING_RATE.into());
         }
         millis(started)
     }

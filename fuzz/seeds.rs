@@ -67,6 +67,7 @@ fn plan(task: Task, kind: OptimizerKind) -> Plan {
         step_order: StepOrder::Lockstep,
         weighting: Weighting::Tokens,
         evaluate_every: 2,
+        pipeline: Pipeline { micro_batches: 4, staleness: 1 },
     }
 }
 
@@ -87,14 +88,26 @@ fn messages() -> Vec<Message> {
             samples: 1000,
             eval_samples: 70_000,
             name: "alice".into(),
+            resume: Some(Resume { id: RunId { run: 9, start: 1 }, holds: Some(round) }),
         },
-        Message::Welcome { plan: plan(task, kind), activations: Encoding::BF16, gradients: Encoding::F32, adapters: Encoding::F32, client: 2, clients: 9 },
+        Message::Welcome {
+            plan: plan(task, kind),
+            activations: Encoding::BF16,
+            gradients: Encoding::F32,
+            adapters: Encoding::F32,
+            client: 2,
+            clients: 9,
+            id: RunId { run: 9, start: 2 },
+            resumed: false,
+            awaits: Some(Ask::Train(round)),
+            updated: Some(RoundId(2)),
+        },
         Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
         Message::Train { round },
         Message::Evaluate { round },
         Message::Evaluated { round, sums: EvalSums { loss_sum: 1.5, scored: 300, correct: 20 } },
         Message::Settled { round, accepted: true, reason: "ok".into() },
-        Message::Finish { reason: "done".into() },
+        Message::Finish { adapter: round, reason: "done".into() },
         Message::Goodbye { reason: "bye".into() },
     ]
 }
@@ -108,6 +121,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
     let sums = EvalSums { loss_sum: 2.5, scored: 3, correct: 1 };
     vec![
         ("forward", asked.clone()),
+        ("forward_micro", asked.clone().micro(4, 9).numbered(vec![7, 8])),
         ("forward_token_labels", forward(Encoding::BF16, vec![1, -100, 3])),
         ("forward_sequence_labels", forward(Encoding::F32, vec![1, 2])),
         ("hidden", Frame::hidden(&asked.header, Encoding::F32, payload(Encoding::F32))),

@@ -10,6 +10,10 @@ use cutlayer_wire::{CutPoint, IdError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a server that is out of reach is looked for.
+const RECONNECT: Duration = Duration::from_secs(600);
 
 /// A participant of a run: see [`Client::builder`].
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +33,8 @@ impl Client {
             compute: ComputeConfig::default(),
             data: ClientData::default(),
             link: LinkConfig::default(),
+            reconnect: RECONNECT,
+            state: None,
             out: None,
             events: no_events(),
             stop: Stop::new(),
@@ -112,6 +118,8 @@ pub struct ClientBuilder {
     compute: ComputeConfig,
     data: ClientData,
     link: LinkConfig,
+    reconnect: Duration,
+    state: Option<PathBuf>,
     out: Option<PathBuf>,
     events: EventSink,
     stop: Stop,
@@ -196,6 +204,18 @@ impl ClientBuilder {
         self
     }
 
+    /// How long to look for a server that is out of reach; 10 minutes unless told otherwise.
+    pub fn reconnect(mut self, wait: Duration) -> Self {
+        self.reconnect = wait;
+        self
+    }
+
+    /// Folder for what each round starts from: an app that was killed and started again takes up its round.
+    pub fn state(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.state = Some(folder.into());
+        self
+    }
+
     /// PEFT folder that gets this client's layers of the last global adapter.
     pub fn out(mut self, folder: impl Into<PathBuf>) -> Self {
         self.out = Some(folder.into());
@@ -235,6 +255,8 @@ impl ClientBuilder {
             tail: self.tail,
             name: self.name,
             link: self.link,
+            reconnect: self.reconnect,
+            state: self.state,
             out: self.out,
             phases: false,
         };

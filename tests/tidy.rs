@@ -14,11 +14,12 @@ const FILE_LINES_MAX: usize = 500;
 const FLOORS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("data", &[]),
+    ("durable", &["wire"]),
     ("federation", &["wire"]),
-    ("model", &["wire"]),
-    ("transport", &["wire"]),
-    ("node", &["data", "federation", "model", "transport", "wire"]),
-    ("lab", &["data", "federation", "model", "node", "transport", "wire"]),
+    ("model", &["durable", "wire"]),
+    ("transport", &["durable", "wire"]),
+    ("node", &["data", "durable", "federation", "model", "transport", "wire"]),
+    ("lab", &["data", "durable", "federation", "model", "node", "transport", "wire"]),
 ];
 
 /// The one door of each heavy dependency: who may list it in a manifest, and the path that may name it in code.

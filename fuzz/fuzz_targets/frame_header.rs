@@ -1,4 +1,4 @@
-//! Frame headers under every kind of limits: 20 bytes choose the limits, 64 are the header.
+//! Frame headers under every kind of limits: 20 bytes choose the limits, 84 are the header.
 //!
 //! What is let through is within the limits, whatever the header claims, and encodes to the same bytes.
 #![no_main]

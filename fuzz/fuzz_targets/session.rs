@@ -10,12 +10,14 @@ fuzz_target!(|bytes: &[u8]| {
     let (mut server, mut client) = (ServerSession::new(), ClientSession::new());
     let mut last_step = None;
     for happening in bytes.chunks_exact(3) {
-        let (what, round, step) = (happening[0], RoundId((happening[1] % 8).into()), StepId((happening[2] % 32).into()));
+        let (what, round, step) = (happening[0], RoundId((happening[1] % 8).into()), happening[2] % 32);
         match what % 8 {
             0 => drop(server.handle(&word(happening[2], round))),
             1 => drop(server.sent(&word(happening[2], round))),
             2 => {
-                let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, what & 8 != 0);
+                let train = what & 8 != 0;
+                let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, train);
+                let step = StepId::new(round, train, step.into(), 0);
                 let frame = Frame::forward(step, round, flags, Encoding::F32, 1, vec![1], vec![], vec![0; 4]);
                 if let Ok(SessionEvent::Step { .. }) = server.step(&frame.header) {
                     assert!(last_step < Some(step), "step {step} after {last_step:?}");
@@ -25,7 +27,11 @@ fuzz_target!(|bytes: &[u8]| {
             3 => drop(server.update(round)),
             4 => drop(client.handle(&word(happening[2], round))),
             5 => drop(client.sent(&word(happening[2], round))),
-            6 => drop(client.open_step(round, what & 8 != 0)),
+            6 => drop(client.open_step(round, what & 8 != 0, step.into(), 0)),
+            7 if what & 8 != 0 => {
+                server.resume();
+                drop(client.resume(server.awaits()));
+            }
             _ => drop((client.update(round), client.adapter(round))),
         }
     }
@@ -41,9 +47,20 @@ fn word(number: u8, round: RoundId) -> Message {
         3 => Message::Evaluate { round },
         4 => Message::Evaluated { round, sums: EvalSums::default() },
         5 => Message::Settled { round, accepted: number >= 128, reason },
-        6 => Message::Finish { reason },
+        6 => Message::Finish { adapter: round, reason },
         7 => Message::Goodbye { reason },
-        _ => Message::Welcome { plan: plan(), activations: Encoding::F32, gradients: Encoding::F32, adapters: Encoding::F32, client: 0, clients: 1 },
+        _ => Message::Welcome {
+            plan: plan(),
+            activations: Encoding::F32,
+            gradients: Encoding::F32,
+            adapters: Encoding::F32,
+            client: 0,
+            clients: 1,
+            id: RunId { run: 0, start: 1 },
+            resumed: number >= 128,
+            awaits: [None, Some(Ask::Train(round)), Some(Ask::Evaluate(round))][usize::from(number / 9) % 3],
+            updated: None,
+        },
     };
     decode(&encode(&word).expect("a word of ours")).expect("our own bytes")
 }
@@ -60,6 +77,7 @@ fn hello() -> Message {
         samples: 0,
         eval_samples: 0,
         name: String::new(),
+        resume: None,
     }
 }
 
@@ -83,5 +101,6 @@ fn plan() -> Plan {
         step_order: StepOrder::Arrival,
         weighting: Weighting::Uniform,
         evaluate_every: 0,
+        pipeline: Pipeline::SEQUENTIAL,
     }
 }

@@ -53,6 +53,9 @@ pub(crate) struct JoinArgs {
     /// PEFT folder that gets this client's layers of the last global adapter
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Folder for the state of this client: one that was killed takes up its round when it is started again with it
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Be a child of `cutlayer run`: events on standard output, stop when standard input ends
     #[arg(long, hide = true)]
     supervised: bool,
@@ -110,6 +113,7 @@ fn job(args: &JoinArgs, config: &RunConfig) -> anyhow::Result<JoinConfig> {
     }
     job.out.clone_from(&args.out);
     job.phases = args.phases;
+    job.state.clone_from(&args.state);
     Ok(job)
 }
 
@@ -132,6 +136,7 @@ fn report_end(report: &JoinReport, output: &Output) {
         "updates_accepted": report.accepted,
         "bytes_sent": report.bytes.0,
         "bytes_received": report.bytes.1,
+        "reconnects": report.reconnects,
         "reason": report.reason,
     });
     let (rounds, steps, tokens) = (report.rounds, report.steps, report.tokens);

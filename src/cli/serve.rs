@@ -45,6 +45,9 @@ pub(crate) struct ServeArgs {
     /// PEFT folder that gets the global adapter at each commit
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     out: PathBuf,
+    /// Folder for the state of the run: a server that was killed goes on from its last committed round when it is started again with it
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Be a child of `cutlayer run`: events on standard output, stop when standard input ends
     #[arg(long, hide = true)]
     supervised: bool,
@@ -69,6 +72,7 @@ pub(crate) fn run(args: ServeArgs, output: &Output) -> anyhow::Result<Exit> {
     resolve_labels(&mut config)?;
     let mut job = config.serve_config(std::path::absolute(&args.out)?)?;
     job.phases = args.phases;
+    job.state.clone_from(&args.state);
     let identity = args.keys.identity(output)?;
     let allow = Arc::new(args.keys.allow_list()?);
     let events = if args.supervised { event_lines() } else { with_invitations(&args, &config, &allow, output) };

@@ -15,6 +15,6 @@ mod update;
 
 pub use aggregator::{AGGREGATORS, AggregateError, Aggregator, UnknownAggregator, by_name};
 pub use contract::{Contract, UpdateRefused};
-pub use coordinator::{Action, ConfigError, Coordinator, CoordinatorConfig, Event, RoundSummary, SKIPPED_ROUNDS_MAX, Wait};
+pub use coordinator::{Action, ConfigError, Coordinator, CoordinatorConfig, Event, Progress, RoundSummary, SKIPPED_ROUNDS_MAX, Wait};
 pub use fedavg::FedAvg;
 pub use update::{Source, Update};

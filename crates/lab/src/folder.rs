@@ -2,6 +2,7 @@
 
 use crate::config::RunConfig;
 use crate::error::LabError;
+use cutlayer_durable::write_durably;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -80,14 +81,14 @@ impl RunFolder {
     /// Saves the run file.
     pub fn save_config(&self, config: &RunConfig) -> Result<(), LabError> {
         let path = self.resolved();
-        fs::write(&path, config.to_toml()?).map_err(LabError::write(&path))
+        write_durably(&path, config.to_toml()?.as_bytes()).map_err(LabError::write(&path))
     }
 
     /// Saves a value as indented JSON.
     pub fn save_json(&self, file: &str, value: &impl Serialize) -> Result<(), LabError> {
         let path = self.path.join(file);
         let text = serde_json::to_string_pretty(value).expect("our own values have string keys") + "\n";
-        fs::write(&path, text).map_err(LabError::write(&path))
+        write_durably(&path, text.as_bytes()).map_err(LabError::write(&path))
     }
 
     /// Opens `metrics.jsonl`.

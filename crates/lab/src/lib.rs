@@ -19,7 +19,7 @@ mod threads;
 pub use bench::{BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, bench_step, step_table, write_shape};
 pub use config::{
     AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
-    OptimizerName, OptimizerSection, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,
+    OptimizerName, OptimizerSection, PipelineMode, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,
 };
 pub use error::LabError;
 pub use folder::{ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRICS_FILE, RESOLVED_FILE, RunFolder, SUMMARY_FILE};

@@ -86,6 +86,8 @@ impl RunConfig {
             updates_min: self.updates_min(),
             join_deadline: Duration::from_secs(self.server.join_deadline_s),
             round_deadline: Duration::from_secs(self.server.round_deadline_s),
+            reconnect: Duration::from_secs(self.server.reconnect_s),
+            state: None,
             auto: self.auto()?,
             activations: self.link.activations,
             gradients: self.link.gradients,
@@ -111,11 +113,13 @@ impl RunConfig {
             let rtt = link.up.delay.duration() + link.down.delay.duration();
             Ok(LinkFacts { up_mbit: mbit(&link.up), down_mbit: mbit(&link.down), rtt_ms: rtt.as_secs_f64() * 1e3 })
         };
-        self.link.encoding.map(|EncodingWord::Auto| {
-            let links = (0..self.clients.count).map(facts).collect::<Result<Vec<LinkFacts>, ConfigError>>()?;
-            Ok(Auto { quality_budget: self.link.quality_budget, links })
-        })
-        .transpose()
+        self.link
+            .encoding
+            .map(|EncodingWord::Auto| {
+                let links = (0..self.clients.count).map(facts).collect::<Result<Vec<LinkFacts>, ConfigError>>()?;
+                Ok(Auto { quality_budget: self.link.quality_budget, links })
+            })
+            .transpose()
     }
 
     fn server_compute(&self) -> ComputeConfig {
@@ -143,6 +147,8 @@ impl RunConfig {
             tail: self.tail_of(index),
             name: self.client_name(index),
             link: self.link_config(),
+            reconnect: Duration::from_secs(self.link.reconnect_s),
+            state: None,
             out: None,
             phases: false,
         })

@@ -1,16 +1,17 @@
 //! Writes model folders and safetensors files.
 //!
-//! A file appears under its name only when it is complete and on the disk: a crash leaves the old one, never half of a new one.
+//! A file appears under its name only when it is complete and on the disk, as `durable` has it: a crash leaves the old one.
 
 use crate::folder::{CONFIG_FILE, WEIGHTS_FILE};
+use cutlayer_durable::{DurableFile, write_durably};
 use cutlayer_wire::HostTensor;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Values encoded at a time, so that a large tensor never lies twice in memory.
@@ -92,7 +93,7 @@ pub fn write_model(
     fs::create_dir_all(dir).map_err(|source| ExportError::Io { file: dir.into(), source })?;
     let target = dir.join(WEIGHTS_FILE);
     // The header comes first in the file and is known last, so the data waits in a file of its own.
-    let mut data = AtomicFile::scratch(&target)?;
+    let mut data = TensorWriter::create(&target.with_extension("data"))?;
     let mut planned = Vec::new();
     let mut names = BTreeSet::new();
     for (name, tensor) in tensors {
@@ -113,23 +114,20 @@ pub fn write_model(
     Ok(bytes)
 }
 
-fn concatenate(target: &Path, planned: &[PlannedTensor], data: &mut AtomicFile) -> Result<u64, ExportError> {
-    let mut file = AtomicFile::create(target)?;
+fn concatenate(target: &Path, planned: &[PlannedTensor], data: &mut TensorWriter) -> Result<u64, ExportError> {
+    let failed = |source| ExportError::Io { file: target.into(), source };
+    let mut file = DurableFile::create(target).map_err(failed)?;
     let header = header_bytes(planned);
-    file.write(&header)?;
-    let mut source = data.rewound()?;
-    let copied = io::copy(&mut source, &mut file.writer).map_err(|source| file.error(source))?;
-    file.commit()?;
+    file.write_all(&header).map_err(failed)?;
+    let copied = data.file.rewound().and_then(|mut data| io::copy(&mut data, &mut file)).map_err(failed)?;
+    file.commit().map_err(failed)?;
     Ok(header.len() as u64 + copied)
 }
 
 /// Writes `value` as indented JSON.
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), ExportError> {
-    let mut file = AtomicFile::create(path)?;
-    let text = serde_json::to_string_pretty(value).expect("a JSON value always prints");
-    file.write(text.as_bytes())?;
-    file.write(b"\n")?;
-    file.commit()
+    let text = serde_json::to_string_pretty(value).expect("a JSON value always prints") + "\n";
+    write_durably(path, text.as_bytes()).map_err(|source| ExportError::Io { file: path.into(), source })
 }
 
 /// What a safetensors header says of one tensor.
@@ -163,35 +161,20 @@ pub(crate) fn header_bytes(planned: &[PlannedTensor]) -> Vec<u8> {
     bytes
 }
 
-/// A file under a temporary name that takes its own when committed, and vanishes when dropped before.
-pub(crate) struct AtomicFile {
-    target: PathBuf,
-    temporary: PathBuf,
-    writer: BufWriter<File>,
+/// A durable file that tensors are written to.
+pub(crate) struct TensorWriter {
+    file: DurableFile,
 }
 
-impl AtomicFile {
+impl TensorWriter {
     /// The file that will become `target`.
     pub(crate) fn create(target: &Path) -> Result<Self, ExportError> {
-        Self::open(target, "tmp")
-    }
-
-    /// A file that holds part of `target` while it is made, and is never committed.
-    fn scratch(target: &Path) -> Result<Self, ExportError> {
-        Self::open(target, "data.tmp")
-    }
-
-    fn open(target: &Path, suffix: &str) -> Result<Self, ExportError> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = target.with_file_name(format!(".{name}.{}.{suffix}", std::process::id()));
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(true).open(&temporary);
-        let file = file.map_err(|source| ExportError::Io { file: target.into(), source })?;
-        Ok(Self { target: target.into(), temporary, writer: BufWriter::with_capacity(1 << 20, file) })
+        let file = DurableFile::create(target).map_err(|source| ExportError::Io { file: target.into(), source })?;
+        Ok(Self { file })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        self.writer.write_all(bytes).map_err(|source| self.error(source))
+        self.file.write_all(bytes).map_err(|source| ExportError::Io { file: self.file.target().into(), source })
     }
 
     /// Writes values as `dtype`, one of the three float types we store; refuses what would not be finite there.
@@ -201,7 +184,7 @@ impl AtomicFile {
             encoded.clear();
             if let Err(index) = encode(chunk, dtype, &mut encoded) {
                 let dtype = dtype.to_string();
-                let file = self.target.clone();
+                let file = self.file.target().into();
                 return Err(ExportError::NotFinite {
                     file,
                     tensor: tensor.into(),
@@ -216,36 +199,9 @@ impl AtomicFile {
     }
 
     /// Puts the file on the disk and gives it its name.
-    pub(crate) fn commit(mut self) -> Result<(), ExportError> {
-        self.put_in_place().map_err(|source| self.error(source))
-    }
-
-    fn put_in_place(&mut self) -> io::Result<()> {
-        self.writer.flush()?;
-        self.writer.get_ref().sync_all()?;
-        fs::rename(&self.temporary, &self.target)?;
-        // The rename itself lies in the directory; elsewhere than on Unix a directory cannot be opened as a file.
-        if cfg!(unix) {
-            let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
-        }
-        Ok(())
-    }
-
-    fn rewound(&mut self) -> Result<&File, ExportError> {
-        self.writer.flush().and_then(|()| self.writer.seek(SeekFrom::Start(0))).map_err(|source| self.error(source))?;
-        Ok(self.writer.get_ref())
-    }
-
-    fn error(&self, source: io::Error) -> ExportError {
-        ExportError::Io { file: self.target.clone(), source }
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        // After a commit there is nothing of that name.
-        let _ = fs::remove_file(&self.temporary);
+    pub(crate) fn commit(self) -> Result<(), ExportError> {
+        let target = self.file.target().to_path_buf();
+        self.file.commit().map_err(|source| ExportError::Io { file: target, source })
     }
 }
 

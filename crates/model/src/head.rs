@@ -6,6 +6,7 @@ use crate::block::{Linear, Norm};
 use crate::lora::{Bound, KEY_PREFIX, download};
 use crate::ops::{Kernels, composed};
 use crate::rows::{Rows, indices};
+use crate::stage::Labels;
 use burn::tensor::{DType, Tensor};
 use cutlayer_wire::EvalSums;
 
@@ -21,10 +22,10 @@ pub(crate) enum Head {
     Classifier { pooler: Linear, path: String },
 }
 
-/// Loss of one batch: the mean to differentiate, and the sums to report.
+/// Loss of one batch: what to differentiate, and the sums to report.
 pub(crate) struct Loss {
-    /// Mean over the scored positions; `None` where none is scored.
-    pub mean: Option<Tensor<1>>,
+    /// Mean over the scored positions, times the batch's share; `None` where none is scored.
+    pub objective: Option<Tensor<1>>,
     pub sums: EvalSums,
 }
 
@@ -40,10 +41,11 @@ impl Head {
     }
 
     /// Mean cross-entropy over the scored labels: one per token, the token after it; or one per sequence, its class.
-    pub fn loss(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, labels: &[i32], adapter: &Bound) -> Loss {
+    pub fn loss(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, labels: Labels, adapter: &Bound) -> Loss {
+        let Labels { values: labels, share } = labels;
         let scored: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] >= 0).collect();
         if scored.is_empty() {
-            return Loss { mean: None, sums: EvalSums::default() };
+            return Loss { objective: None, sums: EvalSums::default() };
         }
         let targets: Vec<u32> = scored.iter().map(|&i| labels[i] as u32).collect();
         let targets = indices(&targets, &hidden_nd.device().inner());
@@ -58,10 +60,11 @@ impl Head {
                 composed::cross_entropy(classify(kernels, pooler, path, pick(hidden_nd, &wanted), adapter), targets.clone())
             }
         };
-        // The report is summed on the host in f64; the gradient takes the device's mean.
+        // The report is summed on the host in f64; the gradient takes the device's sum.
         let loss_sum = download(losses.clone().inner()).into_iter().map(f64::from).sum();
         let correct = best.equal(targets).int().sum().into_scalar::<i64>() as u64;
-        Loss { mean: Some(losses.mean()), sums: EvalSums { loss_sum, scored: scored.len() as u64, correct } }
+        let objective = losses.mul_scalar(share / scored.len() as f64).sum();
+        Loss { objective: Some(objective), sums: EvalSums { loss_sum, scored: scored.len() as u64, correct } }
     }
 }
 

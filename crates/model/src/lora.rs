@@ -222,6 +222,10 @@ impl Adapter {
         self.parameters.is_empty()
     }
 
+    pub(crate) fn parameters(&self) -> &BTreeMap<String, Parameter> {
+        &self.parameters
+    }
+
     pub(crate) fn parameters_mut(&mut self) -> &mut BTreeMap<String, Parameter> {
         &mut self.parameters
     }

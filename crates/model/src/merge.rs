@@ -3,7 +3,7 @@
 //! Works one tensor at a time, so that memory stays near the largest tensor that changes. Never touches the base folder.
 
 use crate::arch::{self, ConfigError};
-use crate::export::{AtomicFile, ExportError, PlannedTensor, header_bytes, write_json};
+use crate::export::{ExportError, PlannedTensor, TensorWriter, header_bytes, write_json};
 use crate::folder::{CONFIG_FILE, FolderError, ModelFolder, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::merge_plan::{CLASSIFIERS, Change, MergePlan, Part};
 use crate::peft::{PeftConfig, PeftError, PeftFolder};
@@ -143,7 +143,7 @@ pub fn merge(model: &ModelFolder, adapter_dir: &Path, out_dir: &Path) -> Result<
 fn write_weights(plan: &[Part], model: &ModelFolder, state: &AdapterState, scale: f32, out_dir: &Path) -> Result<u64, MergeError> {
     let planned: Vec<PlannedTensor> = plan.iter().map(|part| part.planned.clone()).collect();
     let header = header_bytes(&planned);
-    let mut file = AtomicFile::create(&out_dir.join(WEIGHTS_FILE))?;
+    let mut file = TensorWriter::create(&out_dir.join(WEIGHTS_FILE))?;
     file.write(&header)?;
     let mut bytes = header.len() as u64;
     for Part { planned, change } in plan {
@@ -162,7 +162,7 @@ fn write_weights(plan: &[Part], model: &ModelFolder, state: &AdapterState, scale
     Ok(bytes)
 }
 
-fn copy_tensor(file: &mut AtomicFile, model: &ModelFolder, stored: &str) -> Result<(), MergeError> {
+fn copy_tensor(file: &mut TensorWriter, model: &ModelFolder, stored: &str) -> Result<(), MergeError> {
     let (source, entry) = model.entry(stored).expect("the plan names only tensors that are there");
     let mut chunk = vec![0; COPY_CHUNK_BYTES.min(entry.bytes as usize)];
     let mut done = 0;

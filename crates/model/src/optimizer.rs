@@ -10,6 +10,19 @@ use std::collections::BTreeMap;
 /// Gradients by key, off the tape.
 pub type Gradients = BTreeMap<String, Tensor<2>>;
 
+/// The sum of the gradients of several steps, in the order given.
+pub fn sum(steps: impl IntoIterator<Item = Gradients>) -> Gradients {
+    let mut all = Gradients::new();
+    for (key, gradient) in steps.into_iter().flatten() {
+        let sum = match all.remove(&key) {
+            Some(before) => before + gradient,
+            None => gradient,
+        };
+        all.insert(key, sum);
+    }
+    all
+}
+
 /// Applies `gradients` to `adapter` at learning rate `learning_rate`. Tensors without a gradient stay as they are.
 pub fn apply(spec: &OptimizerSpec, learning_rate: f64, adapter: &mut Adapter, mut gradients: Gradients) {
     if let Some(norm_max) = spec.clip_norm {

@@ -2,7 +2,7 @@
 //!
 //! What this file accepts it can also write back with the same meaning; any PEFT feature beyond that is refused by name.
 
-use crate::export::{AtomicFile, ExportError, PlannedTensor, header_bytes, write_json};
+use crate::export::{ExportError, PlannedTensor, TensorWriter, header_bytes, write_json};
 use crate::json_file::{JsonFileError, read_json};
 use crate::peft_config::{config_from_json, config_to_json};
 use crate::tensor_file::{TensorFile, TensorFileError};
@@ -222,7 +222,7 @@ pub(crate) fn write_tensors(path: &Path, state: &AdapterState) -> Result<(), Exp
     let plan =
         |(name, tensor): (&String, &HostTensor)| PlannedTensor { name: name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() };
     let planned: Vec<PlannedTensor> = state.iter().map(plan).collect();
-    let mut file = AtomicFile::create(path)?;
+    let mut file = TensorWriter::create(path)?;
     file.write(&header_bytes(&planned))?;
     for (name, tensor) in state {
         file.write_values(name, &tensor.values, Dtype::F32)?;

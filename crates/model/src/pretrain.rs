@@ -86,10 +86,10 @@ impl Pretrainer {
         for index in 0..self.spec.blocks {
             hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bound);
         }
-        let loss = model.head().loss(Kernels::Composed, hidden, rows, labels, &bound);
+        let loss = model.head().loss(Kernels::Composed, hidden, rows, labels.into(), &bound);
         let mut gradients: Gradients = BTreeMap::new();
-        if let (true, Some(mean)) = (train, loss.mean) {
-            let mut taken = mean.backward();
+        if let (true, Some(objective)) = (train, loss.objective) {
+            let mut taken = objective.backward();
             for (name, leaf) in &bound.leaves {
                 gradients.extend(leaf.grad_remove(&mut taken).map(|gradient| (name.clone(), gradient)));
             }

@@ -12,12 +12,28 @@ use crate::rows::Rows;
 use burn::tensor::{DType, Tensor};
 use cutlayer_wire::{AdapterState, EvalSums, LoraSpec, OptimizerSpec, StepId};
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most steps of one stage whose backward is still owed.
+/// Most steps of one stage whose backward is still owed, or whose gradients wait for an update.
 pub const TAPES_MAX: usize = 64;
+
+/// Names a step on one stage. Clients number their steps alike, so on a stage that they share each step carries its client;
+/// a stage of one client calls it 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TapeId {
+    /// Index of the client.
+    pub client: u32,
+    /// Its step.
+    pub step: StepId,
+}
+
+impl From<StepId> for TapeId {
+    fn from(step: StepId) -> Self {
+        Self { client: 0, step }
+    }
+}
 
 /// A step that cannot be taken.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -29,8 +45,8 @@ pub enum StageError {
         /// The step.
         step: StepId,
     },
-    /// Too many steps wait for their gradient.
-    #[error("{step} refused: {TAPES_MAX} steps already wait for their gradient")]
+    /// Too many steps wait for their gradient or their update.
+    #[error("{step} refused: {TAPES_MAX} steps already wait for their gradient or their update")]
     TooManyTapes {
         /// The step.
         step: StepId,
@@ -72,6 +88,28 @@ pub enum Input<'a> {
     Tokens(&'a [u32]),
     /// Hidden states from upstream; whether upstream wants the gradient.
     Hidden(Tensor<2>, bool),
+}
+
+/// What a step is scored by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Labels<'a> {
+    /// One per token (the token after it; negative: not scored) or, for a classifier, one per sequence.
+    pub values: &'a [i32],
+    /// This batch's part of its step's scored labels, by which the mean loss is scaled before it is differentiated: the gradients of the
+    /// micro-batches of a step then add up to that of the step's own mean. 1 for a step that is one batch.
+    pub share: f64,
+}
+
+impl<'a> From<&'a [i32]> for Labels<'a> {
+    fn from(values: &'a [i32]) -> Self {
+        Self { values, share: 1.0 }
+    }
+}
+
+impl<'a> From<&'a Vec<i32>> for Labels<'a> {
+    fn from(values: &'a Vec<i32>) -> Self {
+        Self::from(values.as_slice())
+    }
 }
 
 /// How a step is run.
@@ -116,8 +154,9 @@ pub struct LossTimes {
 pub struct Stage {
     frozen: Arc<Frozen>,
     adapter: Adapter,
-    tapes: BTreeMap<StepId, Tape>,
-    gradients: Gradients,
+    tapes: BTreeMap<TapeId, Tape>,
+    /// What the backward pass of each step gave, until an update takes it.
+    gradients: BTreeMap<TapeId, Gradients>,
     checkpointing: bool,
     timed: bool,
     times: LossTimes,
@@ -135,7 +174,7 @@ impl Stage {
     ) -> Result<Self, AdapterError> {
         let shapes = shapes(frozen.spec(), lora, trained, head, frozen.labels())?;
         let adapter = Adapter::new(lora, &shapes, state, frozen.device())?;
-        let (tapes, gradients, times) = (BTreeMap::new(), Gradients::new(), LossTimes::default());
+        let (tapes, gradients, times) = (BTreeMap::new(), BTreeMap::new(), LossTimes::default());
         Ok(Self { frozen, adapter, tapes, gradients, checkpointing: false, timed: false, times })
     }
 
@@ -170,44 +209,54 @@ impl Stage {
         &self.frozen
     }
 
-    /// Runs `blocks` and keeps the tape for `step`; returns the hidden states `[n, d]`, off the tape.
-    pub fn forward(&mut self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tensor<2>, StageError> {
-        let tape = self.run(step, blocks, input, rows, mode)?;
+    /// Runs `blocks` and keeps the tape for `id`; returns the hidden states `[n, d]`, off the tape.
+    pub fn forward(
+        &mut self,
+        id: impl Into<TapeId>,
+        blocks: Range<usize>,
+        input: Input,
+        rows: &Rows,
+        mode: Mode,
+    ) -> Result<Tensor<2>, StageError> {
+        let id = id.into();
+        self.check_room(id, mode)?;
+        let tape = self.run(id.step, blocks, input, rows, mode)?;
         let result = tape.output.clone().inner().cast(DType::F32);
         if let Mode::Train { .. } = mode {
-            if self.tapes.len() >= TAPES_MAX {
-                return Err(StageError::TooManyTapes { step });
-            }
-            self.tapes.insert(step, tape);
+            self.tapes.insert(id, tape);
         }
         Ok(result)
     }
 
-    /// Spends the tape of `step` on the gradient of its output `[n, d]`; returns the gradient owed upstream, if it was wanted.
-    pub fn backward(&mut self, step: StepId, gradient_nd: Tensor<2>) -> Result<Option<Tensor<2>>, StageError> {
-        let tape = self.tapes.remove(&step).ok_or(StageError::NoTape { step })?;
+    /// Spends the tape of `id` on the gradient of its output `[n, d]`; returns the gradient owed upstream, if it was wanted.
+    pub fn backward(&mut self, id: impl Into<TapeId>, gradient_nd: Tensor<2>) -> Result<Option<Tensor<2>>, StageError> {
+        let id = id.into();
+        let step = id.step;
+        let tape = self.tapes.remove(&id).ok_or(StageError::NoTape { step })?;
         let (found, expected) = (gradient_nd.dims(), tape.output.dims());
         if found != expected {
             return Err(StageError::Shape { step, found: found.to_vec(), expected: expected.to_vec() });
         }
         let gradient_nd = gradient_nd.cast(self.frozen.activations());
-        Ok(self.spend(tape, gradient_nd).map(|gradient| gradient.cast(DType::F32)))
+        Ok(self.spend(id, tape, gradient_nd).map(|gradient| gradient.cast(DType::F32)))
     }
 
     /// Runs `blocks` and the head, and in training the whole backward pass too: the last stage of a step.
     ///
-    /// Labels are one per token (the token after it; negative: not scored) or, for a classifier, one per sequence.
-    /// Returns the sums and the gradient owed upstream.
-    pub fn loss(
+    /// Returns the sums, of all that is scored here whatever its share, and the gradient owed upstream.
+    pub fn loss<'a>(
         &mut self,
-        step: StepId,
+        id: impl Into<TapeId>,
         blocks: Range<usize>,
         input: Input,
         rows: &Rows,
-        labels: &[i32],
+        labels: impl Into<Labels<'a>>,
         mode: Mode,
     ) -> Result<(EvalSums, Option<Tensor<2>>), StageError> {
-        self.check_labels(step, rows, labels)?;
+        let (id, labels) = (id.into(), labels.into());
+        let step = id.step;
+        self.check_room(id, mode)?;
+        self.check_labels(step, rows, labels.values)?;
         let started = Instant::now();
         let tape = self.run(step, blocks, input, rows, mode)?;
         self.times.forward = self.lap(started);
@@ -216,16 +265,16 @@ impl Stage {
         let tracked = mode != Mode::Evaluate && (tape.output.is_tracked() || tape.checkpoints.is_some());
         let top = tape.output.clone().inner();
         let top = if tracked { top.autodiff().require_grad() } else { top };
-        let Loss { mean, sums } = self.frozen.head().loss(self.frozen.kernels(), top.clone(), rows, labels, &tape.adapter);
+        let Loss { objective, sums } = self.frozen.head().loss(self.frozen.kernels(), top.clone(), rows, labels, &tape.adapter);
         self.times.loss = self.lap(started);
         if !sums.loss_sum.is_finite() {
             return Err(StageError::Diverged { step, loss: sums.loss_sum.to_string() });
         }
         let started = Instant::now();
-        let upstream = match mean {
-            Some(mean) if mode != Mode::Evaluate && mean.is_tracked() => {
-                let gradient = self.differentiate(mean, Some(top), &tape.adapter);
-                gradient.and_then(|gradient| self.spend(tape, gradient)).map(|gradient| gradient.cast(DType::F32))
+        let upstream = match objective {
+            Some(objective) if mode != Mode::Evaluate && objective.is_tracked() => {
+                let gradient = self.differentiate(id, objective, Some(top), &tape.adapter);
+                gradient.and_then(|gradient| self.spend(id, tape, gradient)).map(|gradient| gradient.cast(DType::F32))
             }
             _ => tape.leaf.map(|leaf| Tensor::zeros(leaf.dims(), self.frozen.device())),
         };
@@ -239,24 +288,39 @@ impl Stage {
         Ok(crate::lora::download(self.frozen.head().logits(self.frozen.kernels(), tape.output, rows, &tape.adapter)))
     }
 
-    /// Gradients of the last backward pass, by key; they wait for [`Stage::update`].
-    pub fn gradients(&self) -> &Gradients {
-        &self.gradients
+    /// The gradients that wait for [`Stage::update`], by key: the sum over their steps, in the order of the steps.
+    pub fn gradients(&self) -> Gradients {
+        optimizer::sum(self.gradients.values().cloned())
     }
 
-    /// Applies the waiting gradients and clears them.
-    pub fn update(&mut self, optimizer: &OptimizerSpec, learning_rate: f64) {
-        optimizer::apply(optimizer, learning_rate, &mut self.adapter, std::mem::take(&mut self.gradients));
+    /// Applies the gradients that `steps` left, as one step of the optimizer. Those of other steps stay.
+    ///
+    /// They are summed in the order of the steps, whatever the order in which they came.
+    pub fn update(&mut self, steps: RangeInclusive<impl Into<TapeId>>, optimizer: &OptimizerSpec, learning_rate: f64) {
+        let (first, last) = steps.into_inner();
+        let (first, last) = (first.into(), last.into());
+        let taken: Vec<Gradients> = self.gradients.extract_if(first..=last, |_, _| true).map(|(_, gradients)| gradients).collect();
+        optimizer::apply(optimizer, learning_rate, &mut self.adapter, optimizer::sum(taken));
     }
 
-    /// Drops the tape of `step`, if there is one.
-    pub fn forget(&mut self, step: StepId) {
-        self.tapes.remove(&step);
+    /// Drops what there is of a step: its tape, and its gradients.
+    pub fn forget(&mut self, id: impl Into<TapeId>) {
+        let id = id.into();
+        self.tapes.remove(&id);
+        self.gradients.remove(&id);
     }
 
-    /// Drops the tapes of steps whose gradient will not come: their peer is gone or was told to stop.
+    /// Drops all steps under way: their peers are gone or were told to stop.
     pub fn forget_tapes(&mut self) {
         self.tapes.clear();
+        self.gradients.clear();
+    }
+
+    fn check_room(&self, id: TapeId, mode: Mode) -> Result<(), StageError> {
+        match mode {
+            Mode::Train { .. } if self.tapes.len() + self.gradients.len() >= TAPES_MAX => Err(StageError::TooManyTapes { step: id.step }),
+            _ => Ok(()),
+        }
     }
 
     fn run(&self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tape, StageError> {
@@ -284,11 +348,11 @@ impl Stage {
     }
 
     /// The backward pass of a tape from the gradient of its output: that of the surrogate `sum(output · gradient)`.
-    fn spend(&mut self, tape: Tape, gradient_nd: Tensor<2>) -> Option<Tensor<2>> {
+    fn spend(&mut self, id: TapeId, tape: Tape, gradient_nd: Tensor<2>) -> Option<Tensor<2>> {
         let Tape { leaf, output, adapter, checkpoints } = tape;
         let Some(Checkpoints { inputs, around }) = checkpoints else {
             // Where nothing below this point is trained, there is nothing to do.
-            return if output.is_tracked() { self.differentiate((output * gradient_nd).sum(), leaf, &adapter) } else { None };
+            return if output.is_tracked() { self.differentiate(id, (output * gradient_nd).sum(), leaf, &adapter) } else { None };
         };
         let mut gradient_nd = gradient_nd;
         for (place, (index, input)) in inputs.into_iter().enumerate().rev() {
@@ -298,7 +362,7 @@ impl Stage {
             if !output.is_tracked() {
                 return None;
             }
-            gradient_nd = self.differentiate((output * gradient_nd).sum(), Some(input), &adapter)?;
+            gradient_nd = self.differentiate(id, (output * gradient_nd).sum(), Some(input), &adapter)?;
         }
         leaf.map(|_| gradient_nd)
     }
@@ -351,13 +415,10 @@ impl Stage {
         }
     }
 
-    fn differentiate(&mut self, loss: Tensor<1>, leaf: Option<Tensor<2>>, adapter: &Bound) -> Option<Tensor<2>> {
+    fn differentiate(&mut self, id: TapeId, loss: Tensor<1>, leaf: Option<Tensor<2>>, adapter: &Bound) -> Option<Tensor<2>> {
         let mut taken = loss.backward();
-        for (key, parameter) in &adapter.leaves {
-            if let Some(gradient) = parameter.grad_remove(&mut taken) {
-                self.gradients.insert(key.clone(), gradient);
-            }
-        }
+        let gradients = self.gradients.entry(id).or_default();
+        gradients.extend(adapter.leaves.iter().filter_map(|(key, leaf)| Some((key.clone(), leaf.grad_remove(&mut taken)?))));
         leaf.filter(Tensor::is_require_grad).and_then(|leaf| leaf.grad_remove(&mut taken))
     }
 }

@@ -33,7 +33,7 @@ fn curve(case: &Case, frozen: Frozen, checkpointing: bool) -> (Vec<f64>, Adapter
         .map(|step| {
             let mode = Mode::Train { dropout_seed: step };
             let (sums, _) = stage.loss(StepId(step), 0..blocks, Input::Tokens(&ids), &rows, &labels, mode).unwrap();
-            stage.update(&optimizer, f64::from(optimizer.learning_rate));
+            stage.update(StepId(step)..=StepId(step), &optimizer, f64::from(optimizer.learning_rate));
             sums.loss_sum / sums.scored as f64
         })
         .collect();

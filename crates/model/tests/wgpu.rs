@@ -53,7 +53,7 @@ fn step(folder: &Path, name: &str, targets: &[&str], device: &Device) -> Shown {
     let (sums, gradient) = server.loss(StepId(1), cut..3, Input::Hidden(activation.clone(), true), &rows, &labels, mode).unwrap();
     let gradient = gradient.unwrap();
     client.backward(StepId(1), gradient.clone()).unwrap();
-    let gradients = [&client, &server].into_iter().flat_map(|s| s.gradients().clone()).map(|(key, g)| (key, values(g))).collect();
+    let gradients = [&client, &server].into_iter().flat_map(|s| s.gradients()).map(|(key, g)| (key, values(g))).collect();
     // The first step of AdamW moves by a gradient's sign, even one of almost nothing; a large ε keeps that out of the comparison.
     let kind = OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-2, weight_decay: 0.01 };
     let optimizer = OptimizerSpec {
@@ -64,8 +64,8 @@ fn step(folder: &Path, name: &str, targets: &[&str], device: &Device) -> Shown {
         clip_norm: Some(1.0),
         reset_each_round: true,
     };
-    server.update(&optimizer, 0.01);
-    client.update(&optimizer, 0.01);
+    server.update(StepId(1)..=StepId(1), &optimizer, 0.01);
+    client.update(StepId(1)..=StepId(1), &optimizer, 0.01);
     let updated = client.adapter().state().into_iter().chain(server.adapter().state()).collect();
     // Padding is not compared: nothing reads it.
     let real = |tensor| values(tensor);

@@ -122,11 +122,12 @@ fn train(whole: &mut Whole, clients: &mut [Prepared], plan: &Plan, round: u32, e
     for index in 0..plan.local_steps {
         let started = Instant::now();
         let batch = join(clients.iter_mut().map(|client| client.batches.next_batch()));
-        let clock = StepClock { round: cutlayer_wire::RoundId(round), index };
+        let clock = StepClock { round: cutlayer_wire::RoundId(round), index, micro: 0 };
         whole.clock.take();
         let sums = whole.run(&batch, Mode::Train { dropout_seed: clock.dropout_seed(plan, 0) })?;
         whole.clock.start();
-        whole.stage.update(&plan.optimizer, clock.learning_rate(plan));
+        let step = StepId(whole.steps);
+        whole.stage.update(step..=step, &plan.optimizer, clock.learning_rate(plan));
         whole.clock.end(Phase::Optimizer);
         events(Event::Step {
             client: 0,

@@ -1,25 +1,37 @@
 //! The client: joins a run, takes its steps through the cut, sends its adapter, scores the global one.
+//!
+//! A server that is out of reach is waited for. One that still knows the session is sent again what was under way; one that was started
+//! again asks for its round anew, which is taken from what was kept when it began.
+
+mod door;
+mod flight;
+mod recover;
+mod rounds;
 
 use crate::compute::Compute;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
-use crate::phases::Phases;
-use crate::prepare::{ClientData, Prepared, check_encodings, check_task, prepare, rectangle};
-use crate::schedule::StepClock;
-use crate::side::{Agreement, ClientSide, Doing};
+use crate::prepare::{ClientData, Prepared, check_encodings, check_task, prepare};
+use crate::side::{Agreement, ClientSide};
+use crate::state::{RoundStart, RoundStore};
 use crate::stop::Stop;
-use cutlayer_data::Batch;
 use cutlayer_model::{ModelFolder, PeftFolder, read_spec};
-use cutlayer_transport::{Control, Identity, Link, LinkConfig, connect};
+use cutlayer_transport::{Control, Identity, LinkConfig};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, BaseHash, ClientSession, CutPoint, Encoding, EncodingPart, EvalSums, Frame, FrameKind,
-    FrameLimits, Message, PROTOCOL_VERSION, PeerId, RoundId, SessionEvent, Weighting,
+    AdapterFrame, Ask, ClientSession, CutPoint, FrameLimits, GlobalReceiver, Message, PeerId, RoundId, RunId, SessionError, SessionEvent,
 };
+use door::{Door, Entered};
+use flight::Route;
+use recover::enter_first;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
+
+/// How long the last global adapter may take to arrive once the run is over.
+const LAST_ADAPTER_WAIT: Duration = Duration::from_secs(20);
 
 /// What a client brings to a run.
 #[derive(Clone, Debug)]
@@ -42,6 +54,11 @@ pub struct JoinConfig {
     pub name: String,
     /// The network.
     pub link: LinkConfig,
+    /// How long to look for a server that is out of reach.
+    pub reconnect: Duration,
+    /// Folder for what each round starts from, so that a client that was killed and started again takes up its round. Without it, it
+    /// takes part again from the next round.
+    pub state: Option<PathBuf>,
     /// Where to leave the last global adapter of this client's layers, as a PEFT folder.
     pub out: Option<PathBuf>,
     /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
@@ -61,6 +78,8 @@ pub struct JoinReport {
     pub accepted: u32,
     /// Bytes sent and received, as UDP carried them.
     pub bytes: (u64, u64),
+    /// Times the server was lost and found again.
+    pub reconnects: u32,
     /// Why the run ended.
     pub reason: String,
 }
@@ -77,25 +96,19 @@ pub async fn join(
     let spec = read_spec(&folder)?;
     check_cut(&config, spec.blocks)?;
     let device = config.compute.device.open()?;
-    let base = folder.base_hash()?;
-    let link = connect(config.server, identity, config.server_id, config.token.as_deref(), &config.link).await?;
-    let mut control = link.open_control().await?;
-    let mut session = ClientSession::new();
-    let hello = Message::Hello {
-        version: PROTOCOL_VERSION,
-        base,
+    let door = Door {
+        config: &config,
+        identity,
+        base: folder.base_hash()?,
         blocks: spec.blocks as u16,
         hidden: spec.hidden as u32,
-        cut: config.cut,
-        tail: config.tail,
-        encodings: EncodingPart::ALL.to_vec(),
         samples: data.train.len() as u64,
         eval_samples: data.eval.len() as u64,
-        name: config.name.clone(),
     };
-    session.sent(&hello)?;
-    control.send(&hello).await?;
-    let agreed = agree(&config, &mut control, &mut session).await?;
+    // A client that was in the run before knows that there is a server.
+    let patient = config.state.as_ref().is_some_and(|state| state.exists());
+    let entered = enter_first(&door, patient, &events, &stop).await?;
+    let Entered { link, control, session, agreed, welcome } = entered;
     check_task(&agreed.plan.task, &spec)?;
     check_encodings([agreed.activations, agreed.gradients], agreed.adapters, &spec)?;
 
@@ -110,25 +123,32 @@ pub async fn join(
     let values = side.run("count", |side| side.adapter_values()).await?;
     let limits = FrameLimits::new(spec.hidden as u32, agreed.plan.batch.batch_tokens_max(), agreed.plan.batch.batch_tokens_max())
         .encoded(agreed.activations, agreed.gradients);
+    let store = config.state.as_ref().map(|state| RoundStore::open(state, welcome.id.run, agreed.client)).transpose()?;
+    let globals = GlobalReceiver::new(agreed.adapters);
     let mut client = Client {
-        link,
+        route: Route { link, limits, side },
         control,
         session,
-        side,
+        id: welcome.id,
+        asked: welcome.awaits,
+        doing: None,
         prepared,
         agreed,
-        limits,
-        adapter_limits: AdapterLimits::for_values(values),
-        started: None,
-        base,
-        events,
+        values,
+        globals,
+        starts: BTreeMap::new(),
+        store: store.map(Arc::new),
+        sent: None,
+        earlier_bytes: (0, 0),
         report: JoinReport::default(),
+        events,
+        door,
     };
     let outcome = tokio::select! {
         outcome = client.follow() => outcome,
         () = stop.triggered() => Err(NodeError::Ended { reason: "this client was stopped".into() }),
     };
-    client.leave(&config, outcome).await
+    client.leave(outcome).await
 }
 
 fn check_cut(config: &JoinConfig, blocks: usize) -> Result<(), NodeError> {
@@ -139,77 +159,85 @@ fn check_cut(config: &JoinConfig, blocks: usize) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// Reads the server's answer to Hello.
-async fn agree(config: &JoinConfig, control: &mut Control, session: &mut ClientSession) -> Result<Agreement, NodeError> {
-    let answer = control.recv().await?;
-    session.handle(&answer)?;
-    match answer {
-        Message::Welcome { plan, activations, gradients, adapters, client, .. } => {
-            plan.validate()?;
-            let (cut, tail) = (config.cut.0.into(), config.tail.map(usize::from));
-            let (phases, compute) = (config.phases, config.compute);
-            Ok(Agreement { plan, activations, gradients, adapters, client, cut, tail, phases, compute })
+/// Why work that was asked for is not done.
+enum Break {
+    /// The round went on without this client: the next word says what is next.
+    LeftBehind(String),
+    /// The server was started again, or gave this client up: what it wants it asks for anew.
+    Forgotten,
+    /// The run is over for this client.
+    Fatal(NodeError),
+}
+
+impl<E: Into<NodeError>> From<E> for Break {
+    fn from(error: E) -> Self {
+        match error.into() {
+            NodeError::StepFailed { step, reason } => Self::LeftBehind(format!("{step}: {reason}")),
+            NodeError::Session(SessionError::Superseded { round, phase }) => Self::LeftBehind(format!("round {round} is over, {phase}")),
+            other => Self::Fatal(other),
         }
-        Message::Refused { code, reason } => Err(NodeError::Refused { code, reason }),
-        other => Err(NodeError::Ended { reason: format!("the server answered Hello with {}", other.name()) }),
     }
 }
 
-/// A batch in numbers.
-struct Told {
-    tokens: u32,
-    rectangle: u32,
-    scored: u32,
-}
-
-struct Client {
-    link: Link,
+struct Client<'a> {
+    door: Door<'a>,
+    route: Route,
     control: Control,
     session: ClientSession,
-    side: Compute<ClientSide>,
+    /// The run, and the start of its server that the session is with.
+    id: RunId,
+    /// Work that a Welcome asked for, and that is not begun.
+    asked: Option<Ask>,
+    /// Work under way.
+    doing: Option<Ask>,
     prepared: Prepared,
     agreed: Agreement,
-    limits: FrameLimits,
-    adapter_limits: AdapterLimits,
-    /// The global adapter that the side started from, where updates are differences from it.
-    started: Option<(RoundId, AdapterState)>,
-    base: BaseHash,
-    events: EventSink,
+    /// Values of this side's adapter.
+    values: u64,
+    /// The global adapters that came, and what updates are differences from.
+    globals: GlobalReceiver,
+    /// What the last rounds started from.
+    starts: BTreeMap<RoundId, RoundStart>,
+    store: Option<Arc<RoundStore>>,
+    /// The last update or scores, until there are others: they may have to be sent again.
+    sent: Option<Sent>,
+    /// Bytes of the connections before this one.
+    earlier_bytes: (u64, u64),
     report: JoinReport,
+    events: EventSink,
 }
 
-impl Client {
+enum Sent {
+    Update(AdapterFrame),
+    Scores(Message),
+}
+
+impl Client<'_> {
     /// Does what the server asks until it says that the run is over.
     async fn follow(&mut self) -> Result<String, NodeError> {
         loop {
-            let message = self.control.recv().await?;
+            if let Some(ask) = self.asked.take() {
+                self.work(ask).await?;
+                continue;
+            }
+            let message = match self.control.recv().await {
+                Ok(message) => message,
+                Err(lost) => {
+                    self.recover(lost.into()).await?;
+                    continue;
+                }
+            };
             match self.session.handle(&message)? {
-                SessionEvent::Train { round, from } => {
-                    self.adopt(from).await?;
-                    let trained = self.train(round).await;
-                    if unless_left_behind(round, trained)?.is_none() {
-                        self.side.run("forget", ClientSide::forget_visits).await?;
-                    }
-                }
-                SessionEvent::Evaluate { round } => {
-                    self.adopt(round).await?;
-                    let scored = self.evaluate(round).await;
-                    match unless_left_behind(round, scored)? {
-                        Some(sums) => {
-                            let scores = Message::Evaluated { round, sums };
-                            self.session.sent(&scores)?;
-                            self.control.send(&scores).await?;
-                        }
-                        None => self.side.run("forget", ClientSide::forget_visits).await?,
-                    }
-                }
+                SessionEvent::Train { round, .. } => self.work(Ask::Train(round)).await?,
+                SessionEvent::Evaluate { round } => self.work(Ask::Evaluate(round)).await?,
                 SessionEvent::Settled { round, accepted } => {
                     let Message::Settled { reason, .. } = message else { unreachable!("Settled is made of Settled") };
                     self.report.accepted += u32::from(accepted);
                     (self.events)(Event::Updated { client: self.agreed.client, round: round.0, accepted, reason });
                 }
-                SessionEvent::Finish => {
-                    let Message::Finish { reason } = message else { unreachable!("Finish is made of Finish") };
+                SessionEvent::Finish { adapter } => {
+                    let Message::Finish { reason, .. } = message else { unreachable!("Finish is made of Finish") };
+                    self.adopt_last(adapter).await;
                     return Ok(reason);
                 }
                 SessionEvent::Refused { code } => {
@@ -222,122 +250,64 @@ impl Client {
         }
     }
 
-    /// Waits for the global adapter of `round` and installs it. The newest is always enough: a client that joins late starts from it.
-    async fn adopt(&mut self, round: RoundId) -> Result<(), NodeError> {
-        while self.session.adapter_round().is_none_or(|have| have < round) {
-            let frame = self.link.recv_adapter(&self.adapter_limits).await?;
-            self.session.adapter(frame.round)?;
-            if self.agreed.adapters != Encoding::F32 {
-                self.started = Some((frame.round, frame.state.clone()));
-            }
-            self.side.run("install", move |side| side.install(frame.state)).await??;
-        }
-        Ok(())
-    }
-
-    /// Local steps of one round, then the update.
-    async fn train(&mut self, round: RoundId) -> Result<(), NodeError> {
-        let (mut tokens, mut sequences) = (0u64, 0u64);
-        for index in 0..self.agreed.plan.local_steps {
-            let batch = Arc::new(self.prepared.batches.next_batch());
-            sequences += u64::from(batch.samples);
-            tokens += u64::from(batch.scored());
-            self.report.steps += 1;
-            self.report.tokens += batch.tokens() as u64;
-            self.step(StepClock { round, index }, batch, true).await?;
-        }
-        self.session.update(round)?;
-        let weight = match self.agreed.plan.weighting {
-            Weighting::Tokens => tokens as f64,
-            Weighting::Samples => sequences as f64,
-            Weighting::Uniform => 1.0,
+    /// Does what was asked, or as much of it as is still wanted.
+    async fn work(&mut self, ask: Ask) -> Result<(), NodeError> {
+        self.doing = Some(ask);
+        let done = match ask {
+            Ask::Train(round) => self.train(round).await,
+            Ask::Evaluate(round) => self.evaluate(round).await,
         };
-        let state = self.side.run("read the adapter", |side| side.state()).await?;
-        let mut update = AdapterFrame::new(round, weight, &self.base, state);
-        if let Some((from, global)) = &self.started {
-            update = update.against(self.agreed.adapters, *from, global)?;
+        self.doing = None;
+        match done {
+            Ok(()) => Ok(()),
+            Err(Break::Fatal(error)) => Err(error),
+            Err(Break::Forgotten) => self.drop_steps().await,
+            Err(Break::LeftBehind(reason)) => {
+                tracing::warn!("given up: {reason}");
+                self.drop_steps().await
+            }
         }
-        self.link.send_adapter(&update).await?;
-        self.report.rounds += 1;
+    }
+
+    async fn drop_steps(&self) -> Result<(), NodeError> {
+        self.route.side.run("forget", ClientSide::forget_steps).await
+    }
+
+    /// Waits for the global adapter of `round` and installs it. The newest is always enough: a client that joins late starts from it.
+    async fn adopt(&mut self, round: RoundId) -> Result<(), Break> {
+        while self.session.adapter_round().is_none_or(|have| have < round) {
+            match self.route.link.recv_adapter(&self.globals.limits(self.values)).await {
+                Ok(frame) => self.install(frame).await?,
+                Err(lost) => self.resume(lost.into()).await?,
+            }
+        }
         Ok(())
     }
 
-    /// Sums over this client's held-out records.
-    async fn evaluate(&mut self, round: RoundId) -> Result<EvalSums, NodeError> {
-        let mut sums = EvalSums::default();
-        for index in 0..self.prepared.evaluation.len() {
-            let batch = Arc::new(self.prepared.evaluation[index].clone());
-            sums.add(&self.step(StepClock { round, index: index as u32 }, batch, false).await?);
-        }
-        Ok(sums)
-    }
-
-    /// One step through the cut: forward here, the rest there, backward here, update.
-    async fn step(&mut self, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<EvalSums, NodeError> {
-        let started = Instant::now();
-        let step = self.session.open_step(clock.round, train)?;
-        let told =
-            Told { tokens: batch.tokens() as u32, rectangle: rectangle(&self.agreed.plan.batch, &batch.lengths), scored: batch.scored() };
-        let (doing, forward) = self.side.run("forward", move |side| forward(side, step, clock, batch, train)).await??;
-        let mut bytes = (forward.header.payload_bytes, 0);
-        let limits = self.limits.clone().answering(&forward.header);
-        let waited = Instant::now();
-        let mut stream = self.link.open_step().await?;
-        stream.send(forward).await?;
-        let mut answer = check(stream.recv(&limits).await?)?;
-        let mut wait_ms = millis(waited);
-        bytes.1 += answer.header.payload_bytes;
-        let mut sums = answer.header.sums();
-        if answer.header.kind == FrameKind::Hidden {
-            let at = doing.clone();
-            let (tail_sums, gradient) = self.side.run("tail", move |side| side.finish(&at, &answer)).await??;
-            sums = tail_sums;
-            let Some(gradient) = gradient else {
-                stream.finish().await?;
-                return Ok(sums);
+    /// The run is over: its last adapter, if it comes. One that cannot be had any more is no reason to fail.
+    async fn adopt_last(&mut self, round: RoundId) {
+        let limit = tokio::time::Instant::now() + LAST_ADAPTER_WAIT;
+        while self.session.adapter_round().is_none_or(|have| have < round) {
+            let late = || NodeError::Ended { reason: format!("it took longer than {} s", LAST_ADAPTER_WAIT.as_secs()) };
+            let came = match tokio::time::timeout_at(limit, self.route.link.recv_adapter(&self.globals.limits(self.values))).await {
+                Ok(Ok(frame)) => self.install(frame).await,
+                Ok(Err(error)) => Err(error.into()),
+                Err(_) => Err(late()),
             };
-            bytes.0 += gradient.header.payload_bytes;
-            let waited = Instant::now();
-            stream.send(gradient).await?;
-            answer = check(stream.recv(&limits).await?)?;
-            wait_ms += millis(waited);
-            bytes.1 += answer.header.payload_bytes;
+            if let Err(error) = came {
+                return tracing::warn!("the last global adapter did not come: {error}");
+            }
         }
-        stream.finish().await?;
-        if train {
-            let phases = self.side.run("backward", move |side| backward(side, &doing, &answer)).await??;
-            self.tell(clock, sums, told, bytes, (wait_ms, millis(started) - wait_ms), phases);
-        }
-        Ok(sums)
     }
 
-    fn tell(
-        &self,
-        clock: StepClock,
-        sums: EvalSums,
-        Told { tokens, rectangle, scored }: Told,
-        bytes: (u64, u64),
-        (wait_ms, compute_ms): (f64, f64),
-        phases: Option<Phases>,
-    ) {
-        (self.events)(Event::Step {
-            client: self.agreed.client,
-            round: clock.round.0,
-            step: clock.index + 1,
-            loss: sums.mean_loss(),
-            tokens,
-            rectangle,
-            scored,
-            bytes_up: bytes.0,
-            bytes_down: bytes.1,
-            wait_ms,
-            compute_ms,
-            phases,
-        });
+    async fn install(&mut self, frame: AdapterFrame) -> Result<(), NodeError> {
+        self.session.adapter(frame.round)?;
+        let frame = self.globals.unpack(frame)?;
+        self.route.side.run("install", move |side| side.install(frame.state)).await?
     }
 
     /// Says goodbye, saves what there is, and closes.
-    async fn leave(mut self, config: &JoinConfig, outcome: Result<String, NodeError>) -> Result<JoinReport, NodeError> {
+    async fn leave(mut self, outcome: Result<String, NodeError>) -> Result<JoinReport, NodeError> {
         let reason = match &outcome {
             Ok(reason) => reason.clone(),
             Err(error) => error.to_string(),
@@ -348,61 +318,15 @@ impl Client {
             let _ = self.control.send(&goodbye).await;
         }
         self.control.finish().await;
-        let stats = self.link.stats();
-        self.report.bytes = (stats.bytes_sent, stats.bytes_received);
-        if let (Some(out), Some(_)) = (&config.out, self.session.adapter_round()) {
-            let state = self.side.run("read the adapter", |side| side.state()).await?;
-            let peft = crate::adapters::peft_config(&self.agreed.plan, &config.model)?;
+        let stats = self.route.link.stats();
+        self.report.bytes = (self.earlier_bytes.0 + stats.bytes_sent, self.earlier_bytes.1 + stats.bytes_received);
+        if let (Some(out), Some(_)) = (&self.door.config.out, self.session.adapter_round()) {
+            let state = self.route.side.run("read the adapter", |side| side.state()).await?;
+            let peft = crate::adapters::peft_config(&self.agreed.plan, &self.door.config.model)?;
             PeftFolder::write(out, &peft, &state)?;
         }
-        self.link.close(&reason).await;
+        self.route.link.close(&reason).await;
         self.report.reason = outcome?;
         Ok(self.report)
     }
-}
-
-fn forward(
-    side: &mut ClientSide,
-    step: cutlayer_wire::StepId,
-    clock: StepClock,
-    batch: Arc<Batch>,
-    train: bool,
-) -> Result<(Doing, Frame), NodeError> {
-    let doing = side.begin(step, clock, batch, train)?;
-    side.take_phases();
-    let frame = side.forward(&doing, clock.round)?;
-    Ok((doing, frame))
-}
-
-fn backward(side: &mut ClientSide, doing: &Doing, answer: &Frame) -> Result<Option<Phases>, NodeError> {
-    if answer.header.kind == FrameKind::Gradient {
-        side.backward(doing, answer)?;
-    }
-    side.update(doing);
-    Ok(side.take_phases())
-}
-
-/// A step that the server would not take is not the end: the round may have gone on without us, and the next message says
-/// what is next. If the step failed for another reason, the server closes with it.
-fn unless_left_behind<T>(round: RoundId, outcome: Result<T, NodeError>) -> Result<Option<T>, NodeError> {
-    match outcome {
-        Ok(value) => Ok(Some(value)),
-        Err(NodeError::StepFailed { step, reason }) => {
-            tracing::warn!("round {round} is given up at {step}: {reason}");
-            Ok(None)
-        }
-        Err(other) => Err(other),
-    }
-}
-
-/// A step that failed on the server fails here, in the server's words.
-fn check(answer: Frame) -> Result<Frame, NodeError> {
-    match answer.reason() {
-        Some(reason) => Err(NodeError::StepFailed { step: answer.header.step, reason: reason.into() }),
-        None => Ok(answer),
-    }
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }

@@ -2,14 +2,16 @@
 //!
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
+use crate::answers::{Answers, Known};
+use crate::auto::Encodings;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::side::load_whole;
-use crate::visits::{Known, samples};
+use crate::visits::{Remembered, samples};
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_model::{Device, Frozen, Input, Labels, Mode, ModelFolder, Moments, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
 use cutlayer_wire::{
     AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
 };
@@ -20,7 +22,6 @@ use std::sync::Arc;
 /// What a client did in the round, as the server saw it: the bound on the weight it may claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
-    pub steps: u32,
     pub sequences: u64,
     pub tokens: u64,
     /// Labels scored; `None` where the server does not see them (U-shape).
@@ -36,24 +37,51 @@ struct Seat {
     own: Option<Stage>,
     work: Work,
     gone: bool,
+    /// The round it trains; `None` once that is closed, or before the first.
+    round: Option<RoundId>,
     /// U-shaped steps between Hidden and Gradient.
-    doing: BTreeMap<StepId, (StepClock, Rows)>,
+    doing: BTreeMap<StepId, Rows>,
+    /// Steps of which some micro-batches' gradients wait for the others'.
+    begun: BTreeMap<u32, Vec<StepId>>,
+    answers: Answers,
     /// What it remembers of the client's samples.
-    known: Known,
+    known: Remembered,
+    encodings: Encodings,
 }
 
 /// The server's layers and adapters.
 pub(crate) struct Edge {
     plan: Plan,
-    gradients: Encoding,
-    activations: Encoding,
     frozen: Arc<Frozen>,
     labels: usize,
     shared: Option<Stage>,
     seats: BTreeMap<u32, Seat>,
+    /// Adapters of clients that left and whose seat is another's: their updates may count.
+    departed: Vec<(PeerId, AdapterState)>,
     global: AdapterState,
+    /// The round that left it.
+    installed: RoundId,
+    /// What optimizers knew when the server was last stopped, for clients that come back.
+    kept: BTreeMap<u32, Moments>,
     clock: PhaseClock,
     checkpointing: bool,
+}
+
+/// What a server's side of a run is, between two rounds, beside the global adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct EdgeState {
+    /// What the optimizer of each client's part knows; empty where it is forgotten at each round.
+    pub clients: BTreeMap<u32, Moments>,
+    /// The shared part and what its optimizer knows.
+    pub shared: Option<(AdapterState, Moments)>,
+}
+
+/// What a step's frame came to.
+pub(crate) struct Opened {
+    /// What the client is owed.
+    pub answer: Frame,
+    /// Whether the step is over on this side: the optimizer stepped, now or when it came before.
+    pub over: bool,
 }
 
 impl Edge {
@@ -62,7 +90,6 @@ impl Edge {
         folder: &ModelFolder,
         (compute, device): (ComputeConfig, &Device),
         plan: Plan,
-        (activations, gradients): (Encoding, Encoding),
         first: usize,
         head: bool,
         global: AdapterState,
@@ -73,7 +100,19 @@ impl Edge {
         let frozen = compute.load(folder, &parts, labels, device)?;
         let clock = PhaseClock::new(false, device);
         let (seats, checkpointing) = (BTreeMap::new(), compute.checkpointing);
-        let mut edge = Self { plan, gradients, activations, frozen, labels, shared: None, seats, global, clock, checkpointing };
+        let mut edge = Self {
+            plan,
+            frozen,
+            labels,
+            shared: None,
+            seats,
+            departed: vec![],
+            global,
+            installed: RoundId(0),
+            kept: BTreeMap::new(),
+            clock,
+            checkpointing,
+        };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
         }
@@ -86,31 +125,70 @@ impl Edge {
         self
     }
 
+    /// The same, as it was when `round` was committed.
+    pub fn resumed(mut self, round: RoundId, state: EdgeState) -> Result<Self, NodeError> {
+        self.installed = round;
+        self.kept = state.clients;
+        if let (Some(stage), Some((values, moments))) = (&mut self.shared, state.shared) {
+            load_whole(stage, &values)?;
+            stage.adapter_mut().set_moments(&moments)?;
+        }
+        Ok(self)
+    }
+
+    /// What has to be kept to go on from here: between two rounds, the global adapter is all else.
+    pub fn state(&self) -> EdgeState {
+        let forgets = self.plan.optimizer.reset_each_round;
+        let own = self.seats.iter().filter(|_| !forgets);
+        let own = own.filter_map(|(client, seat)| Some((*client, seat.own.as_ref()?.adapter().moments())));
+        // Clients that have not come back yet are not forgotten.
+        let clients = self.kept.clone().into_iter().chain(own).collect();
+        let shared = self.shared.as_ref().map(|stage| (stage.adapter().state(), stage.adapter().moments()));
+        EdgeState { clients, shared }
+    }
+
     /// The phases since they were last taken; `None` where they are not timed.
     pub fn take_phases(&mut self) -> Option<Phases> {
         self.clock.take()
     }
 
     /// Gives a client its place.
-    pub fn seat(&mut self, client: u32, peer: PeerId, cut: usize, tail: Option<usize>) -> Result<(), NodeError> {
+    pub fn seat(&mut self, client: u32, peer: PeerId, (cut, tail): (usize, Option<usize>), encodings: Encodings) -> Result<(), NodeError> {
         let blocks = cut..self.frozen.spec().blocks - tail.unwrap_or(0);
         let head = tail.is_none();
         let own = match self.plan.server_adapters {
             ServerAdapters::PerClient => Some(self.stage(blocks.clone(), head)?),
             ServerAdapters::Shared => None,
         };
-        let seat = Seat {
+        let mut seat = Seat {
             peer,
             blocks,
             head,
             own,
             work: Work::default(),
             gone: false,
+            round: None,
             doing: BTreeMap::new(),
-            known: Known::of(self.activations, self.gradients),
+            begun: BTreeMap::new(),
+            answers: Answers::default(),
+            known: Remembered::of(encodings),
+            encodings,
         };
-        self.seats.insert(client, seat);
+        if let (Some(stage), Some(moments)) = (&mut seat.own, self.kept.remove(&client)) {
+            stage.adapter_mut().set_moments(&moments)?;
+        }
+        if let Some(before) = self.seats.insert(client, seat) {
+            // What it trained belongs to an update that may be in already.
+            self.departed.extend(before.own.map(|own| (before.peer, own.adapter().state())));
+        }
         Ok(())
+    }
+
+    /// The client forgot what it sent before, so its samples travel whole again; a process that was started again.
+    pub fn forget_samples(&mut self, client: u32) {
+        if let Some(seat) = self.seats.get_mut(&client) {
+            seat.known = Remembered::of(seat.encodings);
+        }
     }
 
     /// Marks a client as gone. What it trained on the server stays until the next global adapter: its update may already count.
@@ -123,16 +201,19 @@ impl Edge {
     fn forget(&mut self, client: u32) {
         let Some(seat) = self.seats.get_mut(&client) else { return };
         let Some(stage) = seat.own.as_mut().or(self.shared.as_mut()) else { return };
-        for step in std::mem::take(&mut seat.doing).into_keys() {
-            stage.forget(tape_of(client, step));
+        let begun = std::mem::take(&mut seat.begun).into_values().flatten();
+        for step in std::mem::take(&mut seat.doing).into_keys().chain(begun) {
+            stage.forget(TapeId { client, step });
         }
     }
 
-    /// Starts counting a client's work anew.
-    pub fn begin_round(&mut self, client: u32) {
+    /// Starts a round of a client: its work is counted anew.
+    pub fn begin_round(&mut self, client: u32, round: RoundId) {
         self.forget(client);
         if let Some(seat) = self.seats.get_mut(&client) {
             seat.work = Work::default();
+            seat.round = Some(round);
+            seat.answers.clear();
         }
     }
 
@@ -141,11 +222,16 @@ impl Edge {
         self.seats.get(&client).map(|seat| seat.work).unwrap_or_default()
     }
 
-    /// Installs a new global adapter everywhere.
-    pub fn install(&mut self, global: AdapterState) -> Result<(), NodeError> {
+    /// Installs the global adapter that `round` left, everywhere. Steps of that round that still wait come too late.
+    pub fn install(&mut self, round: RoundId, global: AdapterState) -> Result<(), NodeError> {
         let reset = self.plan.optimizer.reset_each_round;
+        self.installed = round;
+        self.departed.clear();
+        self.seats.keys().copied().collect::<Vec<u32>>().into_iter().for_each(|client| self.forget(client));
         self.seats.retain(|_, seat| !seat.gone);
         for seat in self.seats.values_mut() {
+            seat.round = None;
+            seat.answers.clear();
             if let Some(stage) = &mut seat.own {
                 load_whole(stage, &part(&global, stage))?;
                 if reset {
@@ -163,41 +249,80 @@ impl Edge {
     }
 
     /// Answers the frame that opens a step: the gradient or the sums, or hidden states for a U-shaped client.
-    pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
+    pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Opened, NodeError> {
+        let header = frame.header;
+        if let Some(answer) = self.answered(client, frame)? {
+            let over = answer.header.kind != FrameKind::Hidden;
+            return Ok(Opened { answer, over });
+        }
+        let answer = self.compute(client, frame)?;
+        let (remembered, seat) = self.seat_of(client);
+        seat.answers.keep(frame, remembered, &answer);
+        let over = answer.header.kind != FrameKind::Hidden && !seat.begun.contains_key(&header.step.index());
+        Ok(Opened { answer, over })
+    }
+
+    /// The answer to a step that came before, or that comes too late; `None` where it is to be computed.
+    fn answered(&mut self, client: u32, frame: &Frame) -> Result<Option<Frame>, NodeError> {
+        let (header, installed) = (frame.header, self.installed);
+        let hidden = self.frozen.spec().hidden;
+        let (remembered, seat) = self.seat_of(client);
+        match seat.answers.opened(frame, remembered) {
+            Known::New => {}
+            Known::Answer(answer) => {
+                // Both sides remember alike, also what is not computed with.
+                if let Some(known) = seat.known.activations() {
+                    known.unpack(&frame.payload, &frame.lengths, hidden)?;
+                }
+                return Ok(Some(answer));
+            }
+            Known::Refused(reason) => return Ok(Some(Frame::failed(&header, reason))),
+        }
+        let current = if header.flags.has(FrameFlags::TRAIN) { seat.round } else { Some(installed) };
+        Ok((current != Some(header.round)).then(|| Frame::failed(&header, "the round went on while this step waited")))
+    }
+
+    fn seat_of(&mut self, client: u32) -> (bool, &mut Seat) {
+        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
+        (seat.encodings.activations.differences().is_some(), seat)
+    }
+
+    fn compute(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
         let header = frame.header;
         let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
+        let tape = TapeId { client, step };
         let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
         self.clock.start();
         let hidden = self.read_opening(client, frame, &rows)?;
         self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let clock = StepClock { round: header.round, index: seat.work.steps };
+        let clock = StepClock::of(step);
         let mode = if train { Mode::Train { dropout_seed: clock.dropout_seed(&self.plan, client) } } else { Mode::Evaluate };
         let input = Input::Hidden(hidden, train && header.flags.has(FrameFlags::NEEDS_GRADIENT));
         let blocks = seat.blocks.clone();
         if train {
-            seat.work.steps += 1;
             seat.work.sequences += frame.lengths.len() as u64;
             seat.work.tokens += u64::from(header.tokens);
         }
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
         if !seat.head {
-            let hidden = stage.forward(tape_of(client, step), blocks, input, &rows, mode)?;
+            let hidden = stage.forward(tape, blocks, input, &rows, mode)?;
             self.clock.end(Phase::Forward);
             if train {
-                seat.doing.insert(step, (clock, rows));
+                seat.doing.insert(step, rows);
             }
-            let encoding = self.activations.forgetful();
+            let encoding = seat.encodings.activations.forgetful();
             let payload = self.write(client, step, FrameKind::Hidden, encoding, hidden)?;
             self.clock.end(Phase::Encode);
             return Ok(Frame::hidden(&header, encoding, payload));
         }
         self.clock.start_loss(stage);
-        let (sums, gradient) = stage.loss(step, blocks, input, &rows, &frame.labels, mode)?;
+        let labels = Labels { values: &frame.labels, share: share(&frame.labels, header.micro_batches, header.step_scored) };
+        let (sums, gradient) = stage.loss(tape, blocks, input, &rows, labels, mode)?;
         self.clock.end_loss(stage);
         if train {
             seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
-            stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
+            self.landed(client, frame);
             self.clock.end(Phase::Optimizer);
         }
         let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
@@ -206,22 +331,48 @@ impl Edge {
     }
 
     /// Answers the gradient of a U-shaped step with the gradient at the cut.
-    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Frame, NodeError> {
+    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Opened, NodeError> {
         let step = opened.header.step;
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let (clock, rows) = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
+        let tape = TapeId { client, step };
+        let (_, seat) = self.seat_of(client);
+        if let Known::Answer(answer) = seat.answers.closed(step) {
+            return Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) });
+        }
+        if seat.round != Some(opened.header.round) {
+            let answer = Frame::failed(&opened.header, "the round went on while this step waited");
+            return Ok(Opened { answer, over: true });
+        }
+        let rows = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
         self.clock.start();
         let gradient = self.read(step, gradient, &rows)?;
         self.clock.end(Phase::Decode);
         let seat = self.seats.get_mut(&client).expect("looked up above");
         let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let upstream = stage.backward(tape_of(client, step), gradient)?;
+        let upstream = stage.backward(tape, gradient)?;
         self.clock.end(Phase::Backward);
-        stage.update(&self.plan.optimizer, clock.learning_rate(&self.plan));
+        self.landed(client, opened);
         self.clock.end(Phase::Optimizer);
         let answer = self.answer(client, opened, upstream, EvalSums::default())?;
         self.clock.end(Phase::Encode);
-        Ok(answer)
+        let (_, seat) = self.seat_of(client);
+        seat.answers.keep_last(step, &answer);
+        Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) })
+    }
+
+    /// The gradients of a micro-batch are here: with the last of its step, the optimizer steps.
+    fn landed(&mut self, client: u32, opened: &Frame) {
+        let step = opened.header.step;
+        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
+        let landed = seat.begun.entry(step.index()).or_default();
+        landed.push(step);
+        if landed.len() < usize::from(opened.header.micro_batches) {
+            return;
+        }
+        seat.begun.remove(&step.index());
+        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
+        let (first, last) = step.siblings().into_inner();
+        let steps = TapeId { client, step: first }..=TapeId { client, step: last };
+        stage.update(steps, &self.plan.optimizer, StepClock::of(step).learning_rate(&self.plan));
     }
 
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.
@@ -229,27 +380,28 @@ impl Edge {
         if let Some(shared) = &self.shared {
             return vec![Update { source: Source::SharedServer, round, weight: 0.0, tensors: shared.adapter().state() }];
         }
-        let counted = self.seats.values().filter(|seat| peers.contains(&seat.peer));
-        counted
-            .filter_map(|seat| {
-                let tensors = seat.own.as_ref()?.adapter().state();
-                Some(Update { source: Source::Client(seat.peer), round, weight: 0.0, tensors })
-            })
-            .collect()
+        let seated = self.seats.values().filter(|seat| seat.round == Some(round) || seat.gone);
+        let seated = seated.filter_map(|seat| Some((seat.peer, seat.own.as_ref()?.adapter().state())));
+        // Who left in the round and came back trained in the seat that it left.
+        let all: BTreeMap<PeerId, AdapterState> = seated.chain(self.departed.iter().cloned()).collect();
+        let counted = all.into_iter().filter(|(peer, _)| peers.contains(peer));
+        counted.map(|(peer, tensors)| Update { source: Source::Client(peer), round, weight: 0.0, tensors }).collect()
     }
 
     fn answer(&mut self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
         let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
         let step = opened.header.step;
-        let payload = match self.seats.get_mut(&client).and_then(|seat| seat.known.gradients()) {
-            None => self.write(client, step, FrameKind::Gradient, self.gradients, gradient)?,
+        let seed = frame_seed(&self.plan, client, step, FrameKind::Gradient, Sender::Server);
+        let (_, seat) = self.seat_of(client);
+        let encoding = seat.encodings.gradients;
+        let payload = match seat.known.gradients() {
+            None => self.write(client, step, FrameKind::Gradient, encoding, gradient)?,
             Some(feedback) => {
-                let seed = frame_seed(&self.plan, client, step, FrameKind::Gradient, Sender::Server);
                 let [_, width] = gradient.dims();
-                feedback.pack(&samples(&[], &opened.lengths), &encoding::values(gradient), width, seed)?
+                feedback.pack(&samples(&opened.samples, &opened.lengths), &encoding::values(gradient), width, seed)?
             }
         };
-        Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
+        Ok(Frame::gradient(&opened.header, encoding, sums, payload))
     }
 
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
@@ -287,9 +439,14 @@ impl Edge {
     }
 }
 
-/// Clients number their steps alike; on a stage that they share, each tape needs a name of its own.
-fn tape_of(client: u32, step: StepId) -> StepId {
-    StepId((u64::from(client) << 40) ^ step.0)
+/// The part of a step's scored labels that a micro-batch has; 1 for a step that is one batch.
+pub(crate) fn share(labels: &[i32], micro_batches: u16, step_scored: u32) -> f64 {
+    let scored = labels.iter().filter(|label| **label >= 0).count() as f64;
+    if micro_batches <= 1 || scored == 0.0 {
+        return 1.0;
+    }
+    // A sender that counts too few would make its own step larger than it is.
+    scored / f64::from(step_scored).max(scored)
 }
 
 /// The tensors of `global` that `stage` trains.

@@ -1,12 +1,21 @@
 //! Why a node cannot start, or had to end.
 
 use cutlayer_data::DataError;
+use cutlayer_durable::CheckpointError;
 use cutlayer_federation::{ConfigError, UnknownAggregator};
 use cutlayer_model::encoding::TensorError;
 use cutlayer_model::{AdapterError, DeviceError, FolderError, LoadError, PeftError, RowsError, StageError};
 use cutlayer_transport::LinkError;
 use cutlayer_wire::{AdapterFrameError, EncodingError, FrameError, MemoryError, PlanError, RefusalCode, SessionError, StepId};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+
+impl NodeError {
+    /// Whether the way to the peer is lost, and connecting again can help.
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self, Self::Link(error) if error.is_lost())
+    }
+}
 
 /// A node that ended without finishing its job.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +125,27 @@ pub enum NodeError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A checkpoint that is of something else.
+    #[error("{}: {reason}; give another folder with --state, or start anew without what is in it", folder.display())]
+    OtherRun {
+        /// The folder.
+        folder: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// The server did not come back.
+    #[error("the server at {addr} was gone for {waited_s} s ({reason}); start this client again with the same --state when it is back")]
+    Gone {
+        /// Where it was.
+        addr: SocketAddr,
+        /// How long it was waited for.
+        waited_s: u64,
+        /// How it was lost.
+        reason: String,
     },
     /// The run ended before it was done.
     #[error("the run ended early: {reason}")]

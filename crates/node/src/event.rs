@@ -39,6 +39,21 @@ pub enum Event {
         /// Training examples it holds.
         samples: u64,
     },
+    /// A client travels in encodings that were found for its link.
+    Encodings {
+        /// Its index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// Encoding of activations.
+        activations: String,
+        /// Encoding of gradients.
+        gradients: String,
+        /// Encoding of adapters.
+        adapters: String,
+        /// What was chosen and why, in words.
+        reason: String,
+    },
     /// A client is gone.
     Left {
         /// Its index.
@@ -47,6 +62,33 @@ pub enum Event {
         name: String,
         /// Why.
         reason: String,
+    },
+    /// A connection is lost, and waited for: on the server a client's, on a client the server's.
+    Away {
+        /// The client's index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// How it was lost.
+        reason: String,
+    },
+    /// It is back.
+    Back {
+        /// The client's index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// How long it was gone.
+        seconds: f64,
+        /// Whether both sides still hold all that they held in memory; if not, the round that was under way is taken again.
+        resumed: bool,
+    },
+    /// A run that was interrupted goes on.
+    Resumed {
+        /// The last round that was committed.
+        round: u32,
+        /// How often its server was started.
+        starts: u32,
     },
     /// A peer was turned away.
     Refused {

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod adapters;
+mod answers;
+mod auto;
 mod central;
 mod client;
 mod compute;
@@ -18,10 +20,12 @@ mod prepare;
 mod schedule;
 mod server;
 mod side;
+mod state;
 mod stop;
 mod turn;
 mod visits;
 
+pub use auto::{Auto, Encodings};
 pub use central::{CentralConfig, CentralReport, Scorer, central};
 pub use client::{JoinConfig, JoinReport, join};
 pub use compute_config::ComputeConfig;

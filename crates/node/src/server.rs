@@ -2,24 +2,30 @@
 //!
 //! The federation's coordinator decides; this file carries out. `session` is one client's connection.
 
+mod admission;
 mod roster;
 mod session;
 
 use crate::adapters::{peft_config, starting};
+use crate::auto::{Auto, Encodings};
 use crate::compute::Compute;
 use crate::compute_config::ComputeConfig;
-use crate::edge::Edge;
+use crate::edge::{Edge, EdgeState};
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
 use crate::prepare::check_encodings;
+use crate::state::{RunAbout, RunState, RunStore};
 use crate::stop::Stop;
 use crate::turn::Turns;
-use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, by_name};
+use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Progress, by_name};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
 use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
-use cutlayer_wire::{AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, StepOrder};
+use cutlayer_wire::{
+    AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, RunId, ServerAdapters, StepOrder,
+};
 use roster::{Command, Roster};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +63,13 @@ pub struct ServeConfig {
     pub join_deadline: Duration,
     /// How long a round, or its evaluation, may take.
     pub round_deadline: Duration,
+    /// How long a client whose connection is lost keeps its place.
+    pub reconnect: Duration,
+    /// Folder for each round that is committed, so that a server that was killed goes on from there when it is started again. Without it,
+    /// only the adapter is kept.
+    pub state: Option<PathBuf>,
+    /// Finds each client's encodings in place of the three below.
+    pub auto: Option<Auto>,
     /// Encoding of activations.
     pub activations: Encoding,
     /// Encoding of gradients.
@@ -91,11 +104,13 @@ pub(crate) struct Hub {
     pub plan: Plan,
     pub base: BaseHash,
     pub spec: ModelSpec,
-    pub encodings: (Encoding, Encoding),
-    pub adapters: Encoding,
+    pub encodings: Encodings,
+    pub auto: Option<Auto>,
     pub first_block: u16,
     pub head: bool,
     pub clients_expected: u32,
+    pub id: RunId,
+    pub reconnect: Duration,
     pub edge: Compute<Edge>,
     pub turns: Turns,
     pub roster: Roster,
@@ -114,12 +129,13 @@ impl Hub {
         });
         let train: Vec<(u32, RoundId)> = train.collect();
         let Some((_, round)) = train.first() else { return Ok(()) };
-        let clients: Vec<u32> = train.iter().map(|(client, _)| *client).collect();
-        if self.plan.step_order == StepOrder::Lockstep {
+        let (clients, round): (Vec<u32>, RoundId) = (train.iter().map(|(client, _)| *client).collect(), *round);
+        // Who has an adapter of its own meets nobody else's steps: their order changes nothing.
+        if self.plan.step_order == StepOrder::Lockstep && self.plan.server_adapters == ServerAdapters::Shared {
             self.turns.begin(clients.iter().copied());
         }
         (self.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
-        self.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client))).await
+        self.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client, round))).await
     }
 }
 
@@ -137,41 +153,78 @@ pub async fn serve(
     check_encodings([config.activations, config.gradients], config.adapters, &spec)?;
     let base = folder.base_hash()?;
     let (task, adapter) = (&config.plan.task, &config.plan.adapter);
-    let global = starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?;
+    let store = config.state.as_deref().map(RunStore::open).transpose()?;
+    let digest = digest(&config, &base);
+    let begun = store.as_ref().map(|store| store.load(&digest)).transpose()?.flatten();
+    let resumed = begun.is_some();
+    let RunState { mut about, global, edge: kept } = match begun {
+        Some(state) => state,
+        None => RunState {
+            about: RunAbout {
+                run: rand::random(),
+                starts: 0,
+                plan: digest,
+                progress: Progress::default(),
+                trained: 0,
+                indices: BTreeMap::new(),
+                evaluations: vec![],
+            },
+            global: starting(&spec, task, adapter, config.plan.seed, config.starting_adapter.as_deref())?,
+            edge: EdgeState::default(),
+        },
+    };
+    about.starts += 1;
     let peft = peft_config(&config.plan, &config.model)?;
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
-    let coordinator = Coordinator::new(0, coordinator_config(&config), contract, by_name(&config.aggregator)?, RoundId(0), global.clone())?;
+    let (rules, aggregator) = (coordinator_config(&config), by_name(&config.aggregator)?);
+    let coordinator = Coordinator::new(0, rules, contract, aggregator, about.progress, global.clone())?;
+    let given = about.indices.iter().filter_map(|(peer, client)| Some((peer.parse().ok()?, *client))).collect();
 
     let device = config.compute.device.open()?;
-    let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
+    let plan = config.plan.clone();
     let (first, head) = (usize::from(config.first_block), config.head);
-    let (phases, compute) = (config.phases, config.compute);
+    let (phases, compute, round) = (config.phases, config.compute, about.progress.round);
     let load = move || {
-        let edge = Edge::load(&folder, (compute, &device), plan, encodings, first, head, global)?;
-        Ok::<_, NodeError>(edge.timed(phases))
+        let edge = Edge::load(&folder, (compute, &device), plan, first, head, global)?;
+        edge.timed(phases).resumed(round, kept)
     };
     let edge = Compute::start("edge", load).await?;
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
     events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });
+    if resumed {
+        events(Event::Resumed { round: round.0, starts: about.starts });
+    }
     let (reports, inbox) = mpsc::channel(REPORTS_MAX);
     let hub = Arc::new(Hub {
         plan: config.plan.clone(),
         base,
         spec,
-        encodings,
-        adapters: config.adapters,
+        encodings: Encodings { activations: config.activations, gradients: config.gradients, adapters: config.adapters },
+        auto: config.auto,
         first_block: config.first_block,
         head,
         clients_expected: config.clients_expected,
+        id: RunId { run: about.run, start: about.starts },
+        reconnect: config.reconnect,
         edge,
         turns: Turns::default(),
-        roster: Roster::new(allow, config.clients_expected),
+        roster: Roster::new(allow, config.clients_expected, given),
         events,
         over: AtomicBool::new(false),
         reports,
     });
-    let driver = Driver { hub, coordinator, peft, out: config.out, started: Instant::now(), report: ServeReport::default(), trained: 0 };
+    let report = ServeReport { rounds: round.0, evaluations: about.evaluations.clone(), reason: String::new() };
+    let store = store.map(Arc::new);
+    let mut driver = Driver { hub, coordinator, peft, out: config.out, store, about, started: Instant::now(), report };
+    driver.keep().await?;
     driver.run(server, inbox, stop).await
+}
+
+/// A digest of all that must be the same when a run is taken up again.
+fn digest(config: &ServeConfig, base: &BaseHash) -> String {
+    let ServeConfig { plan, aggregator, activations, gradients, adapters, auto, .. } = config;
+    let words = serde_json::to_string(&(plan, aggregator, (activations, gradients, adapters), format!("{auto:?}"), base));
+    blake3::hash(words.expect("a plan is plain values").as_bytes()).to_hex().to_string()
 }
 
 fn coordinator_config(config: &ServeConfig) -> CoordinatorConfig {
@@ -187,10 +240,11 @@ struct Driver {
     coordinator: Coordinator,
     peft: PeftConfig,
     out: PathBuf,
+    store: Option<Arc<RunStore>>,
+    /// What is kept of the run beside its tensors.
+    about: RunAbout,
     started: Instant,
     report: ServeReport,
-    /// Rounds that changed the adapter.
-    trained: u32,
 }
 
 impl Driver {
@@ -222,7 +276,7 @@ impl Driver {
         self.hub.roster.wait_until_empty(LEAVE_WAIT).await;
         server.close().await;
         (self.hub.events)(Event::Finished { rounds: self.report.rounds, reason: self.report.reason.clone() });
-        if self.trained == 0 && self.hub.plan.rounds > 0 && !stopped {
+        if self.about.trained == 0 && self.hub.plan.rounds > 0 && !stopped {
             return Err(NodeError::Ended { reason: format!("nothing was trained: {}", self.report.reason) });
         }
         Ok(self.report)
@@ -239,7 +293,21 @@ impl Driver {
         let mut waiting = vec![event];
         while let Some(event) = waiting.pop() {
             let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let left = match &event {
+                cutlayer_federation::Event::Joined { peer, .. } => {
+                    self.hub.roster.confirm(peer);
+                    None
+                }
+                cutlayer_federation::Event::Left { peer, .. } => Some(*peer),
+                _ => None,
+            };
             let actions = self.coordinator.handle(now_ms, event);
+            if let Some(peer) = left {
+                if let Some(client) = self.hub.roster.client(&peer) {
+                    self.hub.edge.run("unseat", move |edge| edge.unseat(client)).await?;
+                }
+                self.hub.roster.remove(&peer);
+            }
             self.hub.begin_round(&actions).await?;
             for action in actions {
                 waiting.extend(self.perform(action).await?);
@@ -256,13 +324,13 @@ impl Driver {
                 let state = self.coordinator.global().1.clone();
                 peers.iter().for_each(|peer| roster.tell(peer, Command::Adopt { round, state: state.clone() }));
             }
-            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Message::Train { round })),
-            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Message::Evaluate { round })),
+            Action::Train { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Train { round }))),
+            Action::Evaluate { peer, round } => roster.tell(&peer, Command::Say(Box::new(Message::Evaluate { round }))),
             Action::Accept { peer, round } => self.settle(&peer, round, true, String::new()),
             Action::Refuse { peer, round, reason } => self.settle(&peer, round, false, reason),
             Action::Reject { peer, reason } => {
                 let reason = cutlayer_wire::shorten_reason(&reason).into();
-                roster.tell(&peer, Command::Say(Message::Refused { code: RefusalCode::Plan, reason }));
+                roster.tell(&peer, Command::Say(Box::new(Message::Refused { code: RefusalCode::Plan, reason })));
             }
             Action::CollectServerPart { round, peers } => {
                 let peers: Vec<PeerId> = peers.into_iter().map(|(peer, _)| peer).collect();
@@ -274,6 +342,8 @@ impl Driver {
                 if let Some(event) = Event::evaluated(round.0, &sums) {
                     (self.hub.events)(event);
                 }
+                // A round that was scored before the server was killed is scored again.
+                self.report.evaluations.retain(|(scored, _)| *scored != round.0);
                 self.report.evaluations.push((round.0, sums));
             }
             Action::Missing { round, peers, waited_ms, .. } => {
@@ -285,10 +355,22 @@ impl Driver {
             Action::Finish { reason } => {
                 self.report.reason.clone_from(&reason);
                 self.hub.over.store(true, Ordering::Relaxed);
-                roster.tell_all(&Command::Say(Message::Finish { reason: cutlayer_wire::shorten_reason(&reason).into() }));
+                roster.finish(self.coordinator.global(), &reason);
             }
         }
         Ok(None)
+    }
+
+    /// Puts the run on the disk as it stands between two rounds.
+    async fn keep(&mut self) -> Result<(), NodeError> {
+        let Some(store) = self.store.clone() else { return Ok(()) };
+        let (progress, given) = (self.coordinator.progress(), self.hub.roster.given());
+        let indices = given.into_iter().map(|(peer, client)| (peer.to_hex(), client)).collect();
+        let about = RunAbout { progress, indices, ..self.about.clone() };
+        let global = self.coordinator.global().1.as_ref().clone();
+        let edge = self.hub.edge.run("read the optimizers", |edge| edge.state()).await?;
+        let saved = tokio::task::spawn_blocking(move || store.save(RunState { about, global, edge })).await;
+        saved.map_err(|_| NodeError::Panicked { during: "keeping the run".into() })?
     }
 
     fn settle(&self, peer: &PeerId, round: RoundId, accepted: bool, reason: String) {
@@ -296,7 +378,7 @@ impl Driver {
             (self.hub.events)(Event::Updated { client, round: round.0, accepted, reason: reason.clone() });
         }
         let reason = cutlayer_wire::shorten_reason(&reason).into();
-        self.hub.roster.tell(peer, Command::Say(Message::Settled { round, accepted, reason }));
+        self.hub.roster.tell(peer, Command::Say(Box::new(Message::Settled { round, accepted, reason })));
     }
 
     /// Durable first, then in force: no client hears of a round that a power cut could take back.
@@ -310,9 +392,11 @@ impl Driver {
         let written = tokio::task::spawn_blocking(move || PeftFolder::write(&out, &peft, &saved)).await;
         written.map_err(|_| NodeError::Panicked { during: "saving the adapter".into() })??;
         let adapter_bytes = state.values().map(|tensor| 4 * tensor.values.len() as u64).sum();
-        self.hub.edge.run("install", move |edge| edge.install(state.as_ref().clone())).await??;
+        self.hub.edge.run("install", move |edge| edge.install(round, state.as_ref().clone())).await??;
         self.report.rounds = round.0;
-        self.trained += u32::from(!summary.accepted.is_empty());
+        self.about.trained += u32::from(!summary.accepted.is_empty());
+        self.about.evaluations.clone_from(&self.report.evaluations);
+        self.keep().await?;
         for (peer, reason) in &summary.refused {
             tracing::warn!("round {round}: the update of {peer} does not count: {reason}");
         }

@@ -3,13 +3,14 @@
 //! Owned by the client's compute thread. Frames in, frames out; it knows no socket.
 
 use crate::compute_config::ComputeConfig;
+use crate::edge::share;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::{Sender, StepClock, frame_seed};
 use crate::visits::{Visits, samples};
 use cutlayer_data::Batch;
-use cutlayer_model::{Device, Input, Mode, ModelFolder, Parts, Rows, Stage, Tensor, encoding, lora};
-use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, Plan, RoundId, StepId};
+use cutlayer_model::{Device, Input, Labels, Mode, ModelFolder, Moments, Parts, Rows, Stage, Tensor, encoding, lora};
+use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, Plan, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub(crate) struct Doing {
     pub batch: Arc<Batch>,
     pub rows: Rows,
     pub train: bool,
+    /// Micro-batches of the step, and what is scored in all of them.
+    pub whole: (u16, u32),
 }
 
 impl ClientSide {
@@ -115,13 +118,13 @@ impl ClientSide {
     }
 
     /// Starts a step: the rows of a batch.
-    pub fn begin(&self, step: StepId, clock: StepClock, batch: Arc<Batch>, train: bool) -> Result<Doing, NodeError> {
+    pub fn begin(&self, step: StepId, batch: Arc<Batch>, train: bool, whole: (u16, u32)) -> Result<Doing, NodeError> {
         let rows = Rows::new(&batch.lengths, self.front.frozen().spec().positions_max)?;
-        Ok(Doing { step, clock, batch, rows, train })
+        Ok(Doing { step, clock: StepClock::of(step), batch, rows, train, whole })
     }
 
     /// The first blocks: the frame that opens the step.
-    pub fn forward(&mut self, doing: &Doing, round: RoundId) -> Result<Frame, NodeError> {
+    pub fn forward(&mut self, doing: &Doing) -> Result<Frame, NodeError> {
         // Nothing trained below the cut means no tape here and no gradient over the wire.
         let wants_gradient = doing.train && !self.front.adapter().is_empty();
         let mode = if wants_gradient { self.mode(doing) } else { Mode::Evaluate };
@@ -135,7 +138,12 @@ impl ClientSide {
         let numbers = self.visits.number(&doing.batch);
         let payload = self.open(doing, &numbers, hidden)?;
         self.clock.end(Phase::Encode);
-        Ok(Frame::forward(doing.step, round, flags, self.agreed.activations, width, doing.batch.lengths.clone(), labels, payload))
+        let (round, lengths) = (doing.clock.round, doing.batch.lengths.clone());
+        let frame = Frame::forward(doing.step, round, flags, self.agreed.activations, width, lengths, labels, payload);
+        // Only a server that remembers what it left out of their gradients needs to know the samples.
+        let numbered = wants_gradient && self.agreed.gradients.feeds_back();
+        let frame = if numbered { frame.numbered(numbers) } else { frame };
+        Ok(frame.micro(doing.whole.0, doing.whole.1))
     }
 
     /// U-shape: the last blocks and the loss, from the server's hidden states. Returns the sums and, in training, the gradient to send.
@@ -146,7 +154,8 @@ impl ClientSide {
         let mode = self.mode(doing);
         let tail = self.tail.as_mut().expect("only a U-shaped client is sent hidden states");
         self.clock.start_loss(tail);
-        let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, &doing.batch.labels, mode)?;
+        let labels = Labels { values: &doing.batch.labels, share: share(&doing.batch.labels, doing.whole.0, doing.whole.1) };
+        let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, labels, mode)?;
         self.clock.end_loss(tail);
         let Some(gradient) = gradient.filter(|_| doing.train) else { return Ok((sums, None)) };
         let payload = self.give(doing, gradient)?;
@@ -164,14 +173,33 @@ impl ClientSide {
         Ok(())
     }
 
-    /// Applies what the step's backward passes gave.
-    pub fn update(&mut self, doing: &Doing) {
+    /// Applies what the backward passes of all micro-batches of `step` gave.
+    pub fn update(&mut self, step: StepId) {
         let optimizer = &self.agreed.plan.optimizer;
-        let learning_rate = doing.clock.learning_rate(&self.agreed.plan);
+        let learning_rate = StepClock::of(step).learning_rate(&self.agreed.plan);
         self.clock.start();
-        self.front.update(optimizer, learning_rate);
-        self.tail.iter_mut().for_each(|tail| tail.update(optimizer, learning_rate));
+        self.front.update(step.siblings(), optimizer, learning_rate);
+        self.tail.iter_mut().for_each(|tail| tail.update(step.siblings(), optimizer, learning_rate));
         self.clock.end(Phase::Optimizer);
+    }
+
+    /// What the optimizers know.
+    pub fn moments(&self) -> Moments {
+        let tail = self.tail.iter().flat_map(|tail| tail.adapter().moments());
+        self.front.adapter().moments().into_iter().chain(tail).collect()
+    }
+
+    /// Makes them know exactly this. Steps under way are dropped: the round begins again.
+    pub fn begin_again(&mut self, moments: Moments) -> Result<(), NodeError> {
+        let (front, tail): (Moments, Moments) = moments.into_iter().partition(|(key, _)| self.front.adapter().holds(key));
+        self.front.adapter_mut().set_moments(&front)?;
+        self.front.forget_tapes();
+        if let Some(stage) = &mut self.tail {
+            stage.adapter_mut().set_moments(&tail)?;
+            stage.forget_tapes();
+        }
+        self.forget_visits();
+        Ok(())
     }
 
     fn mode(&self, doing: &Doing) -> Mode {
@@ -201,6 +229,13 @@ impl ClientSide {
         let seed = frame_seed(&self.agreed.plan, self.agreed.client, doing.step, FrameKind::Gradient, Sender::Client);
         let [_, width] = gradient.dims();
         Ok(feedback.pack(&samples(&numbers, &doing.batch.lengths), &encoding::values(gradient), width, seed)?)
+    }
+
+    /// Drops the steps under way, whose answers will not come.
+    pub fn forget_steps(&mut self) {
+        self.front.forget_tapes();
+        self.tail.iter_mut().for_each(Stage::forget_tapes);
+        self.forget_visits();
     }
 
     /// Forgets what the server may not have seen.

@@ -3,6 +3,7 @@
 //!
 //! The client numbers its samples as they first come: a number says that a sample came before, and nothing of what is in it.
 
+use crate::auto::Encodings;
 use cutlayer_data::Batch;
 use cutlayer_wire::{DifferenceReceiver, DifferenceSender, Differences, Encoding, Feedback, MemoryBound, Sample};
 use std::collections::BTreeMap;
@@ -62,16 +63,16 @@ impl Visits {
 }
 
 /// The server's end for one client.
-pub(crate) struct Known {
+pub(crate) struct Remembered {
     activations: Option<DifferenceReceiver>,
     gradients: Option<Feedback>,
 }
 
-impl Known {
+impl Remembered {
     /// Nothing seen yet.
-    pub fn of(activations: Encoding, gradients: Encoding) -> Self {
-        let activations = Differences::of(activations, REMEMBERED).map(|terms| terms.ends().1);
-        Self { activations, gradients: feedback(gradients) }
+    pub fn of(encodings: Encodings) -> Self {
+        let activations = Differences::of(encodings.activations, REMEMBERED).map(|terms| terms.ends().1);
+        Self { activations, gradients: feedback(encodings.gradients) }
     }
 
     /// What reads activations, where they are remembered.

@@ -71,6 +71,7 @@ fn plan() -> Plan {
         step_order: StepOrder::Arrival,
         weighting: Weighting::Tokens,
         evaluate_every: 1,
+        pipeline: cutlayer_wire::Pipeline::SEQUENTIAL,
     }
 }
 
@@ -87,6 +88,9 @@ fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         updates_min: clients,
         join_deadline: Duration::from_secs(20),
         round_deadline: Duration::from_secs(20),
+        reconnect: Duration::from_secs(1),
+        state: None,
+        auto: None,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,
@@ -145,6 +149,8 @@ impl Running {
             tail,
             name: name.into(),
             link: LinkConfig::default(),
+            reconnect: Duration::from_secs(20),
+            state: None,
             out: None,
             phases: false,
         }

@@ -66,7 +66,8 @@ impl Default for LinkConfig {
         Self {
             bandwidth_mbit: 1000,
             rtt_ms: 20,
-            idle_timeout: Duration::from_secs(120),
+            // A phone in a tunnel keeps its connection for so long; after that it connects again and resumes.
+            idle_timeout: Duration::from_secs(30),
             handshake_wait: Duration::from_secs(10),
             step_wait: Duration::from_secs(600),
         }

@@ -18,6 +18,10 @@ pub(crate) mod close {
     pub const REVOKED: VarInt = VarInt::from_u32(1);
     /// The token was spent by another key at the same moment.
     pub const BAD_TOKEN: VarInt = VarInt::from_u32(2);
+    /// The same key connected again.
+    pub const REPLACED: VarInt = VarInt::from_u32(3);
+    /// This connection is given up, its peer is not.
+    pub const BROKEN: VarInt = VarInt::from_u32(4);
 }
 
 /// A link that could not be set up, or is lost.
@@ -83,6 +87,14 @@ pub enum LinkError {
     /// The server threw this key out.
     #[error("the server at {addr} has revoked this key {key}: ask its operator why, or to enrol it again")]
     Revoked {
+        /// The server.
+        addr: SocketAddr,
+        /// Our key.
+        key: PeerId,
+    },
+    /// Another connection of this key took our place.
+    #[error("another process connected to {addr} with this key {key} and took this one's place: give every client a key of its own")]
+    Replaced {
         /// The server.
         addr: SocketAddr,
         /// Our key.
@@ -177,6 +189,14 @@ pub enum LinkError {
     Codec(#[from] CodecError),
 }
 
+impl LinkError {
+    /// Whether the way to the peer is lost, or the peer itself, and both may come back: connecting again can help. An ending that the
+    /// peer chose, and anything that it did wrong, is none.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::TimedOut { .. } | Self::Unreachable { .. } | Self::Truncated { .. } | Self::Full { .. })
+    }
+}
+
 /// Where an error happened: what its sentence needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -195,6 +215,8 @@ impl Place {
             ConnectionError::ApplicationClosed(closed) => match closed.error_code {
                 close::REVOKED => LinkError::Revoked { addr, key },
                 close::BAD_TOKEN => LinkError::BadToken { addr },
+                close::BROKEN => lost(readable(&closed.reason)),
+                close::REPLACED => LinkError::Replaced { addr, key },
                 _ => LinkError::Closed { addr, reason: readable(&closed.reason) },
             },
             ConnectionError::ConnectionClosed(closed) => match crypto_alert(closed.error_code.into()) {

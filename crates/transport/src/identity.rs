@@ -112,6 +112,11 @@ impl Identity {
         self.peer
     }
 
+    /// Bytes that only who holds the key has.
+    pub(crate) fn secret(&self) -> &[u8] {
+        self.key.serialized_der()
+    }
+
     /// Certificate and key for one connection. A token, where there is one, rides in a name of the certificate: TLS 1.3
     /// encrypts a client's certificate, and sends it only after the server has proved the key that the client pinned. So
     /// nobody but that server reads the token, before any application byte, and the list need hold no more than its hash.

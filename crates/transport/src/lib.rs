@@ -18,6 +18,7 @@ mod identity;
 mod line;
 mod link;
 mod outbox;
+mod reset;
 mod server;
 mod socket;
 mod step;

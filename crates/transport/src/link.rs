@@ -146,6 +146,16 @@ impl Link {
         }
     }
 
+    /// Ends the connection because its peer has come back over a newer one.
+    pub fn replace(&self) {
+        self.line.close(close::REPLACED, b"this key connected again");
+    }
+
+    /// Ends the connection at once, as if the network had: its peer may come back over another.
+    pub fn break_off(&self) {
+        self.line.close(close::BROKEN, b"it was not read from");
+    }
+
     /// Waits until the connection has ended, for whatever reason.
     pub async fn closed(&self) -> LinkError {
         let error = self.line.connection.closed().await;

@@ -57,7 +57,7 @@ impl Server {
             std::io::ErrorKind::AddrInUse => LinkError::AddressInUse { addr },
             _ => LinkError::Bind { addr, reason: error.to_string() },
         };
-        let endpoint = socket::open(addr, Some(base.clone())).map_err(failed)?;
+        let endpoint = socket::open(addr, Some((base.clone(), identity.secret()))).map_err(failed)?;
         let local = endpoint.local_addr().map_err(failed)?;
         let (links, accepted) = mpsc::channel(ACCEPTED_MAX);
         let live = Live::default();

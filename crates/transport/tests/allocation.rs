@@ -54,7 +54,7 @@ async fn refuse(client: &Link, server: &Link, header: FrameHeader, limits: &Fram
     let before = HELD.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     let mut stream = client.open_step().await.expect("a stream");
-    let frame = Frame { header, lengths: vec![header.tokens], labels: Vec::new(), payload: Vec::new() };
+    let frame = Frame { header, lengths: vec![header.tokens], labels: Vec::new(), samples: Vec::new(), payload: Vec::new() };
     stream.send(frame).await.expect("there is room for a header");
     stream.finish().await.expect("the stream is open");
     let mut served = server.accept_step().await.expect("a step");
@@ -75,10 +75,13 @@ async fn a_claim_is_not_allocated_for() {
         step: StepId(1),
         round: RoundId(0),
         flags: FrameFlags::TRAIN,
+        micro_batches: 1,
         segments: 1,
         tokens,
         hidden: HIDDEN,
         labels: 0,
+        samples: 0,
+        step_scored: 0,
         payload_bytes: u64::from(tokens) * u64::from(HIDDEN) * 4,
         loss_sum: 0.0,
         scored: 0,

@@ -1,4 +1,4 @@
-//! One frame of a step: its header, the sequences' lengths, the labels and the tensor's bytes.
+//! One frame of a step: its header, the sequences' lengths, the labels, the samples' numbers and the tensor's bytes.
 //!
 //! Built by one function per kind, so that a header cannot disagree with its body; taken apart by
 //! [`Frame::assemble`], which believes nothing. It must never interpret tensor bytes.
@@ -22,6 +22,8 @@ pub struct Frame {
     pub lengths: Vec<u32>,
     /// Labels, one a token or one a sequence.
     pub labels: Vec<i32>,
+    /// Numbers of the sequences' samples, where the receiver remembers something of each: the same number, the same sample.
+    pub samples: Vec<u64>,
     /// Encoded tensor, or the reason of a failure.
     pub payload: Vec<u8>,
 }
@@ -54,18 +56,37 @@ impl Frame {
             step,
             round,
             flags,
+            micro_batches: 1,
             segments: count(lengths.len()),
             tokens: u32::try_from(tokens).expect("a batch of ours counts its tokens in a u32"),
             hidden,
             labels: count(labels.len()),
+            samples: 0,
+            step_scored: 0,
             payload_bytes: payload.len() as u64,
             loss_sum: 0.0,
             scored: 0,
             correct: 0,
         };
-        let frame = Self { header, lengths, labels, payload };
+        let frame = Self { header, lengths, labels, samples: Vec::new(), payload };
         frame.assert_tensor();
         frame
+    }
+
+    /// The same as one of `micro_batches` of its step, in which `step_scored` labels are scored in all.
+    pub fn micro(mut self, micro_batches: u16, step_scored: u32) -> Self {
+        (self.header.micro_batches, self.header.step_scored) = (micro_batches, step_scored);
+        self
+    }
+
+    /// The same with its samples numbered.
+    ///
+    /// # Panics
+    /// If there is not a number for each sequence.
+    pub fn numbered(mut self, samples: Vec<u64>) -> Self {
+        assert_eq!(samples.len(), self.lengths.len(), "a number for each sequence");
+        (self.header.samples, self.samples) = (count(samples.len()), samples);
+        self
     }
 
     /// Activations at the start of the client's tail, in answer to its Forward.
@@ -88,7 +109,7 @@ impl Frame {
     pub fn done(asked: &FrameHeader, sums: EvalSums) -> Self {
         let header = answer(asked, FrameKind::Done, asked.encoding, sums, 0);
         let header = FrameHeader { tokens: 0, ..header };
-        Self { header, lengths: Vec::new(), labels: Vec::new(), payload: Vec::new() }
+        Self::bare(header, Vec::new())
     }
 
     /// The end of a step that failed, for a reason that a person can read; cut short at [`REASON_BYTES_MAX`].
@@ -99,7 +120,7 @@ impl Frame {
         let sums = EvalSums::default();
         let header = answer(asked, FrameKind::Failed, asked.encoding, sums, payload.len());
         let header = FrameHeader { tokens: 0, ..header };
-        Self { header, lengths: Vec::new(), labels: Vec::new(), payload }
+        Self::bare(header, payload)
     }
 
     /// Why the step failed, if it did.
@@ -107,13 +128,18 @@ impl Frame {
         (self.header.kind == FrameKind::Failed).then(|| std::str::from_utf8(&self.payload).unwrap_or("an unreadable reason"))
     }
 
-    /// Header, lengths and labels: everything to write before the payload.
+    fn bare(header: FrameHeader, payload: Vec<u8>) -> Self {
+        Self { header, lengths: Vec::new(), labels: Vec::new(), samples: Vec::new(), payload }
+    }
+
+    /// Header, lengths, labels and numbers: everything to write before the payload.
     pub fn encode_prefix(&self) -> Vec<u8> {
-        let lists_bytes = (self.lengths.len() + self.labels.len()) * 4;
+        let lists_bytes = (self.lengths.len() + self.labels.len()) * 4 + self.samples.len() * 8;
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + lists_bytes);
         bytes.extend_from_slice(&self.header.encode());
         bytes.extend(self.lengths.iter().flat_map(|length| length.to_le_bytes()));
         bytes.extend(self.labels.iter().flat_map(|label| label.to_le_bytes()));
+        bytes.extend(self.samples.iter().flat_map(|sample| sample.to_le_bytes()));
         bytes
     }
 
@@ -130,16 +156,18 @@ impl Frame {
     /// payload is never copied.
     pub fn assemble(header: FrameHeader, lists: &[u8], payload: Vec<u8>) -> Result<Self, FrameError> {
         let step = header.step;
-        let lists_expected = (u64::from(header.segments) + u64::from(header.labels)) * 4;
+        let lists_expected = header.lists_bytes();
         let found = (lists.len() as u64, payload.len() as u64);
         if found != (lists_expected, header.payload_bytes) {
             return Err(FrameError::Body { step, found: found.0 + found.1, expected: lists_expected.saturating_add(header.payload_bytes) });
         }
-        let (lengths, labels) = lists.split_at(header.segments as usize * 4);
+        let (lengths, rest) = lists.split_at(header.segments as usize * 4);
+        let (labels, samples) = rest.split_at(header.labels as usize * 4);
         let frame = Self {
             header,
             lengths: words(lengths).map(u32::from_le_bytes).collect(),
             labels: words(labels).map(i32::from_le_bytes).collect(),
+            samples: words(samples).map(u64::from_le_bytes).collect(),
             payload,
         };
         frame.check_lengths()?;
@@ -179,7 +207,7 @@ impl Frame {
 
     fn tensor_answer(asked: &FrameHeader, kind: FrameKind, encoding: Encoding, sums: EvalSums, payload: Vec<u8>) -> Self {
         let header = answer(asked, kind, encoding, sums, payload.len());
-        let frame = Self { header, lengths: Vec::new(), labels: Vec::new(), payload };
+        let frame = Self::bare(header, payload);
         frame.assert_tensor();
         frame
     }
@@ -198,6 +226,8 @@ fn answer(asked: &FrameHeader, kind: FrameKind, encoding: Encoding, sums: EvalSu
         encoding,
         segments: 0,
         labels: 0,
+        samples: 0,
+        step_scored: 0,
         payload_bytes: payload_bytes as u64,
         loss_sum: sums.loss_sum,
         scored: u32::try_from(sums.scored).expect("a frame scores at most its u32 of tokens"),
@@ -210,6 +240,6 @@ fn count(items: usize) -> u32 {
     u32::try_from(items).expect("a batch of ours counts its items in a u32")
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
-    bytes.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]])
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks().0.iter().copied()
 }

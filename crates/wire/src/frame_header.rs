@@ -1,7 +1,7 @@
-//! The fixed header of a step's frame: its fields and their 76 bytes.
+//! The fixed header of a step's frame: its fields and their 84 bytes.
 //!
-//! A frame is this header, then `segments` u32 lengths, `labels` i32 labels and `payload_bytes` of
-//! tensor, all little-endian. Decoding believes nothing: [`FrameHeader::check`] does the judging.
+//! A frame is this header, then `segments` u32 lengths, `labels` i32 labels, `samples` u64 numbers and
+//! `payload_bytes` of tensor, all little-endian. Decoding believes nothing: [`FrameHeader::check`] does the judging.
 
 use crate::encoding::Encoding;
 use crate::frame_error::FrameError;
@@ -9,7 +9,7 @@ use crate::ids::{RoundId, StepId};
 use crate::message::{EvalSums, PROTOCOL_VERSION};
 
 /// Bytes of an encoded header.
-pub const FRAME_HEADER_BYTES: usize = 76;
+pub const FRAME_HEADER_BYTES: usize = 84;
 
 /// The first bytes of every frame.
 const MAGIC: [u8; 4] = *b"CUTL";
@@ -47,6 +47,8 @@ pub struct FrameHeader {
     pub round: RoundId,
     /// Facts about the step.
     pub flags: FrameFlags,
+    /// Micro-batches in its step, at least 1: the optimizers step when all are done.
+    pub micro_batches: u16,
     /// Sequences whose lengths follow. Only Forward must give them: later frames of a step may leave them out.
     pub segments: u32,
     /// Rows of the tensor: tokens without padding, over all sequences.
@@ -55,6 +57,10 @@ pub struct FrameHeader {
     pub hidden: u32,
     /// Labels that follow: none, one a token, or one a sequence.
     pub labels: u32,
+    /// Numbers of samples that follow: none, or one a sequence.
+    pub samples: u32,
+    /// Labels that are scored in the whole step, of which this is a micro-batch; 0 where that is not for the receiver to know.
+    pub step_scored: u32,
     /// Bytes of tensor.
     pub payload_bytes: u64,
     /// Sum of the losses, in nats, where the sender computed them.
@@ -133,11 +139,13 @@ impl FrameHeader {
         put(&mut rest, self.step.0.to_le_bytes());
         put(&mut rest, self.round.0.to_le_bytes());
         put(&mut rest, self.flags.bits().to_le_bytes());
-        put(&mut rest, [0; 2]);
+        put(&mut rest, self.micro_batches.to_le_bytes());
         put(&mut rest, self.segments.to_le_bytes());
         put(&mut rest, self.tokens.to_le_bytes());
         put(&mut rest, self.hidden.to_le_bytes());
         put(&mut rest, self.labels.to_le_bytes());
+        put(&mut rest, self.samples.to_le_bytes());
+        put(&mut rest, self.step_scored.to_le_bytes());
         put(&mut rest, self.payload_bytes.to_le_bytes());
         put(&mut rest, self.loss_sum.to_le_bytes());
         put(&mut rest, self.scored.to_le_bytes());
@@ -166,20 +174,20 @@ impl FrameHeader {
         let step = StepId(u64::from_le_bytes(take(&mut rest)));
         let round = RoundId(u32::from_le_bytes(take(&mut rest)));
         let flags = FrameFlags::from_bits(u16::from_le_bytes(take(&mut rest)))?;
-        let reserved = u16::from_le_bytes(take(&mut rest));
-        if reserved != 0 {
-            return Err(FrameError::Flags { found: reserved });
-        }
+        let micro_batches = u16::from_le_bytes(take(&mut rest));
         Ok(Self {
             kind,
             encoding,
             step,
             round,
             flags,
+            micro_batches,
             segments: u32::from_le_bytes(take(&mut rest)),
             tokens: u32::from_le_bytes(take(&mut rest)),
             hidden: u32::from_le_bytes(take(&mut rest)),
             labels: u32::from_le_bytes(take(&mut rest)),
+            samples: u32::from_le_bytes(take(&mut rest)),
+            step_scored: u32::from_le_bytes(take(&mut rest)),
             payload_bytes: u64::from_le_bytes(take(&mut rest)),
             loss_sum: f64::from_le_bytes(take(&mut rest)),
             scored: u32::from_le_bytes(take(&mut rest)),

@@ -6,7 +6,7 @@ use crate::encoding::{Encoding, EncodingError};
 use crate::frame::REASON_BYTES_MAX;
 use crate::frame_error::{Bound, FrameError};
 use crate::frame_header::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
-use crate::ids::{RoundId, StepId};
+use crate::ids::{MICRO_BATCHES_MAX, RoundId, StepId};
 use crate::memory::{Differences, MemoryBound};
 
 /// The largest frame any limits may allow: 8 sequences of 4096 tokens at hidden 8192 in f32.
@@ -46,6 +46,8 @@ pub struct BodyPlan {
     pub lengths_bytes: usize,
     /// Bytes of the labels.
     pub labels_bytes: usize,
+    /// Bytes of the samples' numbers.
+    pub samples_bytes: usize,
     /// Bytes of tensor or reason.
     pub payload_bytes: usize,
 }
@@ -53,7 +55,7 @@ pub struct BodyPlan {
 impl BodyPlan {
     /// Bytes before the payload.
     pub fn prefix_bytes(&self) -> usize {
-        self.lengths_bytes + self.labels_bytes
+        self.lengths_bytes + self.labels_bytes + self.samples_bytes
     }
 
     /// Bytes of the whole body.
@@ -85,7 +87,8 @@ impl FrameLimits {
         let bytes_of = |encoding: &Encoding| payload_bytes_max(*encoding, self.segments_max, self.tokens_max, self.hidden).ok();
         let tensor_bytes = encodings.iter().filter_map(bytes_of);
         let tensor_bytes = tensor_bytes.max().unwrap_or(0).max(REASON_BYTES_MAX as u64);
-        let lists_bytes = 4 * (u64::from(self.tokens_max.max(self.segments_max)) + u64::from(self.segments_max));
+        let (tokens, segments) = (u64::from(self.tokens_max), u64::from(self.segments_max));
+        let lists_bytes = 4 * (tokens.max(segments) + segments) + 8 * segments;
         (FRAME_HEADER_BYTES as u64 + lists_bytes).saturating_add(tensor_bytes).min(FRAME_BYTES_MAX)
     }
 
@@ -125,6 +128,8 @@ impl FrameHeader {
     /// Everything that can be refused before the body is read or allocated for.
     pub fn check(&self, limits: &FrameLimits) -> Result<BodyPlan, FrameError> {
         self.check_belonging(limits)?;
+        // A step of no micro-batches would never end.
+        self.up_to("micro_batches", self.micro_batches.into(), MICRO_BATCHES_MAX.into())?;
         if !self.loss_sum.is_finite() || self.correct > self.scored {
             let Self { step, loss_sum, scored, correct, .. } = *self;
             return Err(FrameError::Sums { step, loss_sum, scored, correct });
@@ -140,9 +145,8 @@ impl FrameHeader {
                 self.up_to("payload_bytes", self.payload_bytes, REASON_BYTES_MAX as u64)?;
             }
         }
-        let lists_bytes = 4 * (u64::from(self.segments) + u64::from(self.labels));
         // Saturating: check_tensor bounds the payload only by what two u32 of rows and columns take.
-        let bytes = self.payload_bytes.saturating_add(FRAME_HEADER_BYTES as u64 + lists_bytes);
+        let bytes = self.payload_bytes.saturating_add(FRAME_HEADER_BYTES as u64 + self.lists_bytes());
         let bytes_max = limits.frame_bytes_max.min(FRAME_BYTES_MAX);
         if bytes > bytes_max {
             return Err(FrameError::TooLarge { step: self.step, bytes, bytes_max });
@@ -151,8 +155,14 @@ impl FrameHeader {
         Ok(BodyPlan {
             lengths_bytes: self.segments as usize * 4,
             labels_bytes: self.labels as usize * 4,
+            samples_bytes: self.samples as usize * 8,
             payload_bytes: self.payload_bytes as usize,
         })
+    }
+
+    /// Bytes of everything between the header and the payload.
+    pub(crate) fn lists_bytes(&self) -> u64 {
+        4 * (u64::from(self.segments) + u64::from(self.labels)) + 8 * u64::from(self.samples)
     }
 
     /// The frame is of the round, the step and the encoding that the receiver waits for.
@@ -195,6 +205,10 @@ impl FrameHeader {
         if !labels_fit {
             return Err(self.count("labels", self.labels.into(), labels_expected));
         }
+        if self.samples != 0 {
+            let samples_max = if self.kind == FrameKind::Forward { self.segments } else { 0 };
+            self.exactly("samples", self.samples.into(), samples_max.into())?;
+        }
         self.check_payload().map_err(|source| FrameError::Payload { step: self.step, kind: self.kind, source })
     }
 
@@ -215,7 +229,8 @@ impl FrameHeader {
     fn check_no_tensor(&self) -> Result<(), FrameError> {
         self.exactly("tokens", self.tokens.into(), 0)?;
         self.exactly("segments", self.segments.into(), 0)?;
-        self.exactly("labels", self.labels.into(), 0)
+        self.exactly("labels", self.labels.into(), 0)?;
+        self.exactly("samples", self.samples.into(), 0)
     }
 
     fn exactly(&self, field: &'static str, found: u64, expected: u64) -> Result<(), FrameError> {

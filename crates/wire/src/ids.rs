@@ -19,9 +19,21 @@ pub struct PeerId(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BaseHash(pub [u8; 32]);
 
-/// One forward and backward of one batch, numbered within a session; a retry carries the same id.
+/// One forward and backward of one micro-batch. The id is its place in the run, so that a retry carries the same id, from the same
+/// process or from one that was started again.
+///
+/// From the top: 32 bits of round, 1 bit that is set where the step only scores, 23 bits of the step's index in its round, and 8 bits of
+/// the micro-batch's in its step. Ids of a client rise in the order in which it takes its steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StepId(pub u64);
+
+/// Steps that one round can number.
+pub const STEPS_MAX: u32 = 1 << INDEX_BITS;
+/// Micro-batches that one step can number.
+pub const MICRO_BATCHES_MAX: u32 = 1 << MICRO_BITS;
+
+const INDEX_BITS: u32 = 23;
+const MICRO_BITS: u32 = 8;
 
 /// One round of local steps and one aggregation. Global adapter `r` is what round `r` left;
 /// adapter 0 is the one that the run started from.
@@ -63,9 +75,49 @@ impl RoundId {
 }
 
 impl StepId {
-    /// The step after this one.
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
+    /// Micro-batch `micro` of step `index` that trains `round`, or scores it.
+    ///
+    /// # Panics
+    /// If the index is not below [`STEPS_MAX`], or the micro-batch not below [`MICRO_BATCHES_MAX`].
+    pub fn new(round: RoundId, train: bool, index: u32, micro: u32) -> Self {
+        assert!(index < STEPS_MAX && micro < MICRO_BATCHES_MAX, "step {index}.{micro} cannot be numbered");
+        let place = (u64::from(!train) << INDEX_BITS | u64::from(index)) << MICRO_BITS | u64::from(micro);
+        Self(u64::from(round.0) << 32 | place)
+    }
+
+    /// The round that it trains, or scores.
+    pub fn round(self) -> RoundId {
+        RoundId((self.0 >> 32) as u32)
+    }
+
+    /// Whether it trains.
+    pub fn trains(self) -> bool {
+        self.0 >> (INDEX_BITS + MICRO_BITS) & 1 == 0
+    }
+
+    /// Its step's place in the round, from 0.
+    pub fn index(self) -> u32 {
+        (self.0 >> MICRO_BITS) as u32 % STEPS_MAX
+    }
+
+    /// Its place in the step, from 0.
+    pub fn micro(self) -> u32 {
+        self.0 as u32 % MICRO_BATCHES_MAX
+    }
+
+    /// The ids of all micro-batches of its step.
+    pub fn siblings(self) -> std::ops::RangeInclusive<Self> {
+        let first = self.0 - u64::from(self.micro());
+        Self(first)..=Self(first + u64::from(MICRO_BATCHES_MAX - 1))
+    }
+}
+
+/// `7/3` is the fourth step of round 7, `7/3.1` its second micro-batch, `7/e3` the fourth batch that scores adapter 7.
+impl fmt::Display for StepId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scores = if self.trains() { "" } else { "e" };
+        write!(out, "{}/{scores}{}", self.round(), self.index())?;
+        if self.micro() > 0 { write!(out, ".{}", self.micro()) } else { Ok(()) }
     }
 }
 
@@ -156,7 +208,7 @@ macro_rules! number_id {
     )*};
 }
 
-number_id!(StepId, RoundId, CutPoint);
+number_id!(RoundId, CutPoint);
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::plan_parts::PlanError;
 
 /// The protocol both sides must speak; raised whenever any golden byte of this crate changes.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The longest name a client may give itself, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -30,6 +30,34 @@ pub struct EvalSums {
     pub scored: u64,
     /// How many of those were predicted right.
     pub correct: u64,
+}
+
+/// Which run, and which start of its server: a client that comes back names what it knew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunId {
+    /// Drawn when the run was first started.
+    pub run: u64,
+    /// How often its server was started, from 1. What a server held in memory died with the start before.
+    pub start: u32,
+}
+
+/// What a client that comes back to a server holds in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The run and the start of the server that it was welcomed by.
+    pub id: RunId,
+    /// The newest global adapter that it holds.
+    pub holds: Option<RoundId>,
+}
+
+/// Work that a server waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// As [`Message::Train`].
+    Train(RoundId),
+    /// As [`Message::Evaluate`].
+    Evaluate(RoundId),
 }
 
 /// Why a server would not have a client.
@@ -80,6 +108,9 @@ pub enum Message {
         eval_samples: u64,
         /// What people call it; identity comes from TLS alone.
         name: String,
+        /// What it holds of this run in memory, where it lost its connection and comes back. A process that was started again holds
+        /// nothing in memory.
+        resume: Option<Resume>,
     },
     /// The server's yes, with everything the client needs to train.
     Welcome {
@@ -95,6 +126,14 @@ pub enum Message {
         client: u32,
         /// Clients in the run.
         clients: u32,
+        /// The run and the start of its server.
+        id: RunId,
+        /// Whether the server still knows everything of the client's session: it goes on where it was, steps under way are sent again.
+        resumed: bool,
+        /// The work that the server waits for from this client, as if it said so now.
+        awaits: Option<Ask>,
+        /// The last round whose update the server has from this client.
+        updated: Option<RoundId>,
     },
     /// The server's no; the connection closes.
     Refused {
@@ -131,6 +170,8 @@ pub enum Message {
     },
     /// The run is over.
     Finish {
+        /// The global adapter to leave with; wait for it if it has not arrived.
+        adapter: RoundId,
         /// Why.
         reason: String,
     },
@@ -267,7 +308,7 @@ impl Message {
                 Err(MessageError::Sums { loss_sum, scored, correct })
             }
             Self::Train { .. } | Self::Evaluate { .. } | Self::Evaluated { .. } => Ok(()),
-            Self::Refused { reason, .. } | Self::Settled { reason, .. } | Self::Finish { reason } | Self::Goodbye { reason } => {
+            Self::Refused { reason, .. } | Self::Settled { reason, .. } | Self::Finish { reason, .. } | Self::Goodbye { reason } => {
                 self.check_text("reason", reason, REASON_BYTES_MAX)
             }
         }

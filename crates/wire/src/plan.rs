@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::STEPS_MAX;
 use crate::plan_parts::{LoraSpec, OptimizerSpec, PlanError, first_repeated, require};
 
 /// The most classes a classification head may have.
@@ -69,6 +70,37 @@ pub enum ServerAdapters {
     Shared,
 }
 
+/// How much of a step waits for what: several micro-batches in flight hide the time of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pipeline {
+    /// Micro-batches that a step is cut into, each with some of its sequences. Their gradients are added up before either optimizer
+    /// steps, so that their number changes what is in flight and not what is computed.
+    pub micro_batches: u16,
+    /// Steps that a client may run ahead of the gradient that it waits for. 0 is exact: every step starts from what the one before left.
+    /// With more, a gradient is applied that many steps late on the client (bounded staleness, as in PipeDream, Harlap et al. 2018).
+    pub staleness: u16,
+}
+
+impl Pipeline {
+    /// One micro-batch at a time, nothing stale.
+    pub const SEQUENTIAL: Self = Self { micro_batches: 1, staleness: 0 };
+    /// The most micro-batches of one client that may be in flight: what both sides keep of each is memory.
+    pub const IN_FLIGHT_MAX: u32 = 32;
+
+    /// Checks both fields.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        let Self { micro_batches, staleness } = *self;
+        require(micro_batches >= 1, "pipeline.micro_batches", micro_batches, "give at least 1 micro-batch a step")?;
+        require(
+            u32::from(micro_batches) * (u32::from(staleness) + 1) <= Self::IN_FLIGHT_MAX,
+            "pipeline.micro_batches",
+            format_args!("{micro_batches} with {staleness} steps ahead"),
+            "keep micro-batches x (staleness + 1) at or below 32",
+        )
+    }
+}
+
 /// In what order the server serves steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -113,6 +145,8 @@ pub struct Plan {
     pub server_adapters: ServerAdapters,
     /// In what order it serves.
     pub step_order: StepOrder,
+    /// What is in flight.
+    pub pipeline: Pipeline,
     /// What an update weighs.
     pub weighting: Weighting,
     /// Rounds between evaluations; 0 evaluates only before the first round and after the last.
@@ -188,6 +222,8 @@ impl Plan {
         self.adapter.validate()?;
         self.optimizer.validate()?;
         self.batch.validate()?;
+        self.pipeline.validate()?;
+        require(self.local_steps <= STEPS_MAX, "local_steps", self.local_steps, "take at most 2^23 steps a round, in more rounds")?;
         require(self.local_steps >= 1, "local_steps", self.local_steps, "give at least one step a round, or rounds = 0 to evaluate only")?;
         require(
             self.rounds < u32::MAX && self.rounds.checked_mul(self.local_steps).is_some(),

@@ -14,20 +14,22 @@ fn check_bytes(bytes: &[u8], golden: &str) {
 #[test]
 fn message_bytes_are_frozen() {
     let golden = [
-        "00 02 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
-         ab ab ab ab 1e fb 40 02 04 01 01 02 01 00 fb e8 03 fc 70 11 01 00 05 61 6c 69 63 65",
+        "00 03 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
+         ab ab ab ab 1e fb 40 02 04 01 01 02 01 00 fb e8 03 fc 70 11 01 00 05 61 6c 69 63 65
+         01 4d 01 01 03",
         "01 01 02 02 6e 6f 03 79 65 73
          08 00 00 80 41 01 00 00 00 3f 01 06 71 5f 70 72 6f 6a
          00 00 00 00 3f 00 00 80 3e 00 00 00 3e 00 00 00 40 00 00 80 3f 02 03 01 00 00 80 40 01
-         04 fb 2c 01 00 01 05 06 07 01 01 01 02
+         04 fb 2c 01 00 01 05 06 07 01 01 04 03 01 02
          01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-         18 00 00 00 00 00 00 00 00 00 00 00 02 09",
+         18 00 00 00 00 00 00 00 00 00 00 00 02 09
+         4d 02 01 01 01 04 01 04",
         "02 02 03 63 75 74",
         "03 03",
         "04 03",
         "05 03 00 00 00 00 00 00 f8 3f fb 2c 01 14",
         "06 03 01 02 6f 6b",
-        "07 04 64 6f 6e 65",
+        "07 05 04 64 6f 6e 65",
         "08 03 62 79 65",
     ];
     let messages = messages();
@@ -39,25 +41,26 @@ fn message_bytes_are_frozen() {
     }
 }
 
-/// Goal: the frame header keeps its 76 bytes. Method: a Forward and its answer, every field told apart.
+/// Goal: the frame header keeps its 84 bytes. Method: a Forward and its answer, every field told apart.
 #[test]
 fn frame_bytes_are_frozen() {
     let frame = forward(vec![1, -100, 3]);
     check_bytes(
         &frame.encode(),
-        "43 55 54 4c 02 00 01 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
-         02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 0c 00 00 00 00 00 00 00
+        "43 55 54 4c 03 00 01 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
+         02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 02 00 00 00 06 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
          01 00 00 00 02 00 00 00
          01 00 00 00 9c ff ff ff 03 00 00 00
+         0a 00 00 00 00 00 00 00 0b 00 00 00 00 00 00 00
          01 02 03 04 05 06 07 08 09 0a 0b 0c",
     );
     let sums = EvalSums { loss_sum: 1.5, scored: 3, correct: 2 };
     let gradient = Frame::gradient(&frame.header, Encoding::BF16, sums, vec![0; 12]);
     check_bytes(
         &gradient.header.encode(),
-        "43 55 54 4c 02 00 03 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 00 00
-         00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
+        "43 55 54 4c 03 00 03 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
+         00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 f8 3f 03 00 00 00 02 00 00 00",
     );
 }
@@ -67,7 +70,7 @@ fn frame_bytes_are_frozen() {
 fn adapter_bytes_are_frozen() {
     check_bytes(
         &adapter().encode(),
-        "43 55 54 41 02 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
+        "43 55 54 41 03 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
          00 00 00 00 00 00 58 40 00 01 02 03 04 05 06 07
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 05 00 00 00
          02 01 61 01 03 01 62 02 02 01

@@ -56,6 +56,7 @@ prop_compose! {
             step_order: if lockstep { StepOrder::Lockstep } else { StepOrder::Arrival },
             weighting: specimen.weighting,
             evaluate_every,
+            pipeline: specimen.pipeline,
         }
     }
 }
@@ -68,11 +69,13 @@ prop_compose! {
         hidden in 1..u32::MAX,
         encodings in vec(proptest::sample::select(&EncodingPart::ALL[..]), 1..=ENCODINGS_MAX),
         (samples, eval_samples) in any::<(u64, u64)>(),
+        resume in proptest::option::of(any::<(u64, u32, Option<u32>)>()),
         name in texts().prop_map(|text| text.chars().take(32).collect()),
     ) -> Message {
+        let resume = resume.map(|(run, start, holds)| Resume { id: RunId { run, start }, holds: holds.map(RoundId) });
         let (base, cut, blocks) = (BaseHash(base), CutPoint(cut), cut + tail.unwrap_or(0) + spare);
         Message::Hello {
-            version, base, blocks, hidden, cut, tail, encodings, samples, eval_samples, name,
+            version, base, blocks, hidden, cut, tail, encodings, samples, eval_samples, name, resume,
         }
     }
 }
@@ -87,6 +90,10 @@ fn any_message() -> impl Strategy<Value = Message> {
         adapters,
         client,
         clients,
+        id: RunId { run: client.into(), start: clients },
+        resumed: client == 0,
+        awaits: (client > 1).then_some(Ask::Train(RoundId(client))),
+        updated: (client > 2).then_some(RoundId(clients)),
     });
     let evaluated = (rounds(), 0.0..1e12_f64, any::<u32>(), any::<u32>()).prop_map(|(round, loss_sum, more, correct)| {
         let (scored, correct) = (u64::from(correct) + u64::from(more), u64::from(correct));
@@ -101,7 +108,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         rounds().prop_map(|round| Message::Evaluate { round }),
         evaluated,
         settled,
-        texts().prop_map(|reason| Message::Finish { reason }),
+        texts().prop_map(|reason| Message::Finish { adapter: RoundId(reason.len() as u32), reason }),
         texts().prop_map(|reason| Message::Goodbye { reason }),
     ]
 }
@@ -124,7 +131,9 @@ prop_compose! {
         let bytes = encoding.payload_bytes_max(tokens, hidden).unwrap() as usize;
         let flags = FrameFlags::from_bits(bits).unwrap();
         let (step, round, payload) = (StepId(step), RoundId(round), vec![fill; bytes]);
-        Frame::forward(step, round, flags, encoding, hidden, lengths, labels, payload)
+        let samples = if bits < 2 { vec![fill.into(); lengths.len()] } else { vec![] };
+        let frame = Frame::forward(step, round, flags, encoding, hidden, lengths, labels, payload).micro(1 + bits, 9);
+        if samples.is_empty() { frame } else { frame.numbered(samples) }
     }
 }
 

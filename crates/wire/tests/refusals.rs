@@ -32,14 +32,16 @@ fn oversized_frames_are_refused_by_their_header() {
     check("segments 4, it must be 1 to 3", |h| h.segments = 4);
     check("labels 1, it must be 0, 3 (one a token) or 2 (one a sequence)", |h| h.labels = 1);
     check("labels 4294967295", |h| h.labels = u32::MAX);
+    check("samples 1, it must be 2", |h| h.samples = 1);
+    check("micro_batches 0, it must be 1 to 256", |h| h.micro_batches = 0);
 }
 
 /// Goal: a frame within every count may still be too large. Method: limits narrower than the frame.
 #[test]
 fn the_frame_limit_is_the_last_word() {
-    let exact = 76 + 8 + 12 + 12;
+    let exact = 84 + 8 + 12 + 16 + 12;
     let limits = FrameLimits { frame_bytes_max: exact - 1, ..limits() };
-    check_header_refused(&limits, "frame of 108 B exceeds 107 B", |_| ());
+    check_header_refused(&limits, "frame of 132 B exceeds 131 B", |_| ());
     let wide = FrameLimits::new(u32::MAX, u32::MAX, u32::MAX);
     assert_eq!(wide.frame_bytes_max, FRAME_BYTES_MAX);
     check_header_refused(&wide, "exceeds 1073741824 B", |h| {
@@ -74,7 +76,7 @@ fn answers_to_something_else_are_refused() {
     let limits = limits().encoded(Encoding::BF16, Encoding::F32).answering(&asked);
     let check = |says, spoil: fn(&mut FrameHeader)| check_header_refused(&limits, says, spoil);
     check("is of round 8, we are in round 9", |h| h.round = RoundId(8));
-    check("answers step 1, we asked about step 72623859790382856", |h| h.step = StepId(1));
+    check("answers step 0/0.1, we asked about step 16909060/329223.8", |h| h.step = StepId(1));
     check("tokens 2, it must be 3", |h| h.tokens = 2);
     check("frame is in f32, bf16 was agreed", |h| h.encoding = Encoding::F32);
     check("frame is in bf16, f32 was agreed", |h| h.kind = FrameKind::Gradient);
@@ -122,20 +124,19 @@ fn check_frame_bytes_refused(says: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
 #[test]
 fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("not a cutlayer frame", |bytes| bytes[0] = b'G');
-    check_frame_bytes_refused("frame speaks protocol 1, we speak 2", |bytes| bytes[4] = 1);
+    check_frame_bytes_refused("frame speaks protocol 1, we speak 3", |bytes| bytes[4] = 1);
     check_frame_bytes_refused("frame kind 6 is unknown", |bytes| bytes[6] = 6);
     check_frame_bytes_refused("frame kind 0 is unknown", |bytes| bytes[6] = 0);
     check_frame_bytes_refused("unknown bits 0x0002", |bytes| bytes[7] = 2);
     check_frame_bytes_refused("no encoding has the bytes [03, 00", |bytes| bytes[8] = 3);
     check_frame_bytes_refused("no encoding has the bytes [01, 01", |bytes| bytes[9] = 1);
     check_frame_bytes_refused("unknown bits 0x000b", |bytes| bytes[32] = 11);
-    check_frame_bytes_refused("unknown bits 0x0100", |bytes| bytes[35] = 1);
-    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[76] = 0);
-    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[76] = 2);
-    check_frame_bytes_refused("body has 31 B, the header says 32 B", |bytes| {
+    check_frame_bytes_refused("lengths add up to 2 with 1 empty", |bytes| bytes[84] = 0);
+    check_frame_bytes_refused("lengths add up to 4 with 0 empty", |bytes| bytes[84] = 2);
+    check_frame_bytes_refused("body has 47 B, the header says 48 B", |bytes| {
         bytes.pop();
     });
-    check_frame_bytes_refused("body has 33 B, the header says 32 B", |bytes| bytes.push(0));
+    check_frame_bytes_refused("body has 49 B, the header says 48 B", |bytes| bytes.push(0));
 }
 
 /// Goal: a split body is checked part by part. Method: a byte moved from one part to the other.
@@ -214,13 +215,26 @@ fn impossible_messages_are_refused() {
     let sums = EvalSums { loss_sum: f64::NAN, scored: 1, correct: 0 };
     check_message_refused(Message::Evaluated { round: RoundId(1), sums }, "the loss diverged");
     let reason = "x".repeat(REASON_BYTES_MAX + 1);
-    check_message_refused(Message::Finish { reason }, "reason of 4097 B exceeds 4096 B");
+    check_message_refused(Message::Finish { adapter: RoundId(1), reason }, "reason of 4097 B exceeds 4096 B");
     let (activations, gradients, adapters) = (Encoding::F32, Encoding::F32, Encoding::F32);
     let mut plan = plan();
-    let lost = Message::Welcome { plan: plan.clone(), activations, gradients, adapters, client: 1, clients: 1 };
+    let id = RunId { run: 1, start: 1 };
+    let lost = Message::Welcome {
+        plan: plan.clone(),
+        activations,
+        gradients,
+        adapters,
+        client: 1,
+        clients: 1,
+        id,
+        resumed: false,
+        awaits: None,
+        updated: None,
+    };
     check_message_refused(lost, "client 1 of 1");
     plan.optimizer.learning_rate = f32::NAN;
-    let idle = Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1 };
+    let idle =
+        Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1, id, resumed: false, awaits: None, updated: None };
     check_message_refused(idle, "optimizer.learning_rate is NaN");
 }
 
@@ -239,7 +253,7 @@ fn foreign_control_bytes_are_refused() {
     past[1] = 1;
     past.truncate(2);
     let error = decode(&past).expect_err("another version").to_string();
-    assert!(error.contains("peer speaks protocol 1, we speak 2"), "{error}");
+    assert!(error.contains("peer speaks protocol 1, we speak 3"), "{error}");
     assert!(decode(&vec![0; CONTROL_BYTES_MAX + 1]).is_err());
     assert!(decode(&[9]).is_err());
     let most = u32::try_from(CONTROL_BYTES_MAX).unwrap();

@@ -11,7 +11,7 @@ use cutlayer_wire::{AdapterState, RoundId};
 
 use super::event::Action;
 use super::phase::{Collecting, Phase, Seat};
-use super::{Coordinator, SKIPPED_ROUNDS_MAX, UpdateRefused};
+use super::{Coordinator, Progress, SKIPPED_ROUNDS_MAX, UpdateRefused};
 use crate::update::{Source, Update};
 
 impl Coordinator {
@@ -88,9 +88,8 @@ impl Coordinator {
         summary.accepted = accepted.iter().map(|(seat, update)| (seat.peer, update.weight)).collect();
         summary.late = std::mem::take(&mut self.late);
         summary.took_ms = now_ms.saturating_sub(since_ms);
-        self.skipped_in_a_row = 0;
         self.global = Arc::new(next);
-        self.committed = round;
+        self.progress = Progress { round, evaluated: false, skipped_in_a_row: 0 };
         self.actions.push(Action::Commit { round, state: self.global.clone(), summary });
         let waiting = accepted.keys().filter(|seat| self.waits_for_word(seat.peer, round));
         let accept: Vec<Action> = waiting.map(|seat| Action::Accept { peer: seat.peer, round }).collect();
@@ -109,10 +108,10 @@ impl Coordinator {
         summary.late = std::mem::take(&mut self.late);
         summary.took_ms = now_ms.saturating_sub(since_ms);
         summary.skipped = Some(trouble);
-        self.committed = round;
-        self.skipped_in_a_row += 1;
+        let skipped_in_a_row = self.progress.skipped_in_a_row.saturating_add(1);
+        self.progress = Progress { round, evaluated: false, skipped_in_a_row };
         self.actions.push(Action::Commit { round, state: self.global.clone(), summary });
-        if self.skipped_in_a_row >= SKIPPED_ROUNDS_MAX {
+        if skipped_in_a_row >= SKIPPED_ROUNDS_MAX {
             return self.finish(format!(
                 "{SKIPPED_ROUNDS_MAX} rounds in a row were skipped, the last because {reason}: raise round_deadline_ms, lower min_updates or look at the clients' logs"
             ));

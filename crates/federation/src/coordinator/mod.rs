@@ -11,6 +11,7 @@ mod config;
 mod event;
 mod fold;
 mod phase;
+mod progress;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use cutlayer_wire::{AdapterFrame, AdapterState, EvalSums, PeerId, RoundId, Weigh
 
 pub use config::{ConfigError, CoordinatorConfig};
 pub use event::{Action, Event, RoundSummary, Wait};
+pub use progress::Progress;
 
 use crate::aggregator::Aggregator;
 use crate::contract::{Contract, UpdateRefused};
@@ -48,27 +50,26 @@ pub struct Coordinator {
     contract: Contract,
     aggregator: Box<dyn Aggregator>,
     global: Arc<AdapterState>,
-    committed: RoundId,
-    start: RoundId,
+    progress: Progress,
     members: BTreeMap<PeerId, Member>,
     phase: Phase,
-    skipped_in_a_row: u32,
     late: u32,
     actions: Vec<Action>,
 }
 
 impl Coordinator {
-    /// A run that starts at `now_ms` from `global`, the adapter that round `start` left (0 for a new run).
+    /// A run that starts at `now_ms` from `global`, the adapter that round `start.round` left. One that was under way gathers its
+    /// clients anew, scores that adapter where that is due and was not done, and goes on with the next round.
     pub fn new(
         now_ms: u64,
         config: CoordinatorConfig,
         contract: Contract,
         aggregator: Box<dyn Aggregator>,
-        start: RoundId,
+        start: Progress,
         global: AdapterState,
     ) -> Result<Self, ConfigError> {
         config.validate()?;
-        if start.0 > config.rounds {
+        if start.round.0 > config.rounds {
             return Err(ConfigError {
                 field: "rounds",
                 found: config.rounds.to_string(),
@@ -86,11 +87,9 @@ impl Coordinator {
             contract,
             aggregator,
             global: Arc::new(global),
-            committed: start,
-            start,
+            progress: start,
             members: BTreeMap::new(),
             phase: Phase::Gathering { since_ms: now_ms, needed, started: false },
-            skipped_in_a_row: 0,
             late: 0,
             actions: Vec::new(),
         })
@@ -98,7 +97,12 @@ impl Coordinator {
 
     /// The newest global adapter and the round that left it.
     pub fn global(&self) -> (RoundId, &Arc<AdapterState>) {
-        (self.committed, &self.global)
+        (self.progress.round, &self.global)
+    }
+
+    /// How far the run has come: what to save when a [`Action::Commit`] or an [`Action::EvalDone`] is carried out.
+    pub fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// Whether the run is over: every further event is ignored.
@@ -183,7 +187,7 @@ impl Coordinator {
         let Some(Member { seat, contract, sent, .. }) = self.members.get_mut(&peer) else { return };
         let round = frame.round;
         let refused = match &mut self.phase {
-            _ if round <= self.committed => Some(self.late("was over")),
+            _ if round <= self.progress.round => Some(self.late("was over")),
             Phase::Training(training) => {
                 if training.pending.remove(seat) {
                     let checked = contract.check(training.round, &frame);
@@ -317,6 +321,7 @@ impl Coordinator {
         let mut sums = EvalSums::default();
         scores.values().for_each(|score| sums.add(score));
         let per_peer = scores.iter().map(|(seat, score)| (seat.peer, *score)).collect();
+        self.progress.evaluated = true;
         self.actions.push(Action::EvalDone { round, sums, per_peer });
         self.next_round(now_ms);
         true
@@ -324,10 +329,10 @@ impl Coordinator {
 
     /// The newest adapter is evaluated where that is due, else the next round starts.
     fn after_commit(&mut self, now_ms: u64) {
-        let round = self.committed;
+        let Progress { round, evaluated, .. } = self.progress;
         let every = self.config.evaluate_every;
-        let due = round == self.start || round.0 == self.config.rounds || (every > 0 && round.0.is_multiple_of(every));
-        if !due || self.members.is_empty() {
+        let due = round.0 == 0 || round.0 == self.config.rounds || (every > 0 && round.0.is_multiple_of(every));
+        if !due || evaluated || self.members.is_empty() {
             return self.next_round(now_ms);
         }
         let pending: BTreeSet<Seat> = self.members.values().map(|member| member.seat).collect();
@@ -340,7 +345,7 @@ impl Coordinator {
 
     fn next_round(&mut self, now_ms: u64) {
         let needed = self.config.min_updates as usize;
-        if self.committed.0 >= self.config.rounds {
+        if self.progress.round.0 >= self.config.rounds {
             self.finish(format!("all {} rounds are done", self.config.rounds));
         } else if self.members.len() < needed {
             self.phase = Phase::Gathering { since_ms: now_ms, needed, started: true };
@@ -350,7 +355,7 @@ impl Coordinator {
     }
 
     fn start_training(&mut self, now_ms: u64) {
-        let round = self.committed.next();
+        let round = self.progress.round.next();
         let seats: BTreeSet<Seat> = self.members.values().map(|member| member.seat).collect();
         let seats: Vec<Seat> = seats.into_iter().collect();
         let count = match self.config.clients_per_round {
@@ -368,7 +373,7 @@ impl Coordinator {
 
     /// Sends the newest adapter to those of `seats` that do not hold it.
     fn broadcast(&mut self, seats: &BTreeSet<Seat>) {
-        let round = self.committed;
+        let round = self.progress.round;
         let mut peers = Vec::new();
         for seat in seats {
             let member = self.members.get_mut(&seat.peer).expect("only members are spoken to");

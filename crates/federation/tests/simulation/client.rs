@@ -156,6 +156,7 @@ impl Client {
             samples: 1,
             eval_samples: 1,
             name: name.into(),
+            resume: None,
         });
     }
 
@@ -270,7 +271,7 @@ impl Client {
                 self.accepted.extend(accepted.then_some(round));
                 self.effects.push(Effect::Note(format!("hears that round {round} settled: {accepted}")));
             }
-            SessionEvent::Finish => {
+            SessionEvent::Finish { .. } => {
                 self.ending = Some(Ending::Told);
                 self.say(Message::Goodbye { reason: "the run is over".into() });
                 self.close(true);
@@ -341,7 +342,7 @@ impl Client {
     }
 
     fn open_step(&mut self, mut work: Work) -> Result<(), SessionError> {
-        let step = self.session.open_step(work.round, work.train)?;
+        let step = self.session.open_step(work.round, work.train, work.index, 0)?;
         let lengths = toy::lengths(self.at(&work));
         let values = toy::activations(&self.own, self.at(&work));
         let tokens: u32 = lengths.iter().sum();

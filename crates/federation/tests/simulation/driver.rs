@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cutlayer_federation::{Action, Event};
+use cutlayer_federation::{Action, Event, Progress};
 use cutlayer_wire::{AdapterState, Message, PeerId, RefusalCode, RoundId};
 
 use crate::network::Connection;
@@ -14,16 +14,16 @@ const LEAVE_MS: u64 = 5000;
 
 /// What survives the server's process.
 pub struct Disk {
-    pub round: RoundId,
+    pub progress: Progress,
     pub state: AdapterState,
     pub writes: u32,
 }
 
 impl Disk {
     /// Each round is written once, and in order, whoever wrote the one before.
-    fn write(&mut self, round: RoundId, state: &AdapterState) {
-        assert_eq!(round, self.round.next(), "rounds are committed one by one");
-        (self.round, self.state) = (round, state.clone());
+    fn write(&mut self, progress: Progress, state: &AdapterState) {
+        assert_eq!(progress.round, self.progress.round.next(), "rounds are committed one by one");
+        (self.progress, self.state) = (progress, state.clone());
         self.writes += 1;
     }
 }
@@ -74,7 +74,7 @@ impl Server {
         match timer {
             Timer::Disk => {
                 let (round, state) = self.driver.writing.take().expect("only a commit waits for the disk");
-                around.disk.write(round, &state);
+                around.disk.write(self.coordinator.progress(), &state);
                 around.trace.note(around.now_ms, format_args!("disk: round {round} is durable"));
                 self.edge.install(round, state.as_ref().clone());
                 self.driver.blocked = false;
@@ -128,7 +128,7 @@ impl Server {
         let settled = |round, accepted, reason: String| Command::Say(Message::Settled { round, accepted, reason });
         // Whatever is said of a round is true of the disk.
         let durable = |around: &Around<'_>, round: RoundId| {
-            assert!(around.disk.round >= round, "round {round} is spoken of, the disk has {}", around.disk.round);
+            assert!(around.disk.progress.round >= round, "round {round} is spoken of, the disk has {}", around.disk.progress.round);
         };
         match action {
             Action::Broadcast { peers, round } => {
@@ -166,7 +166,10 @@ impl Server {
                 let after_ms = self.random.between(0, 20);
                 self.wake(after_ms, Timer::Disk);
             }
-            Action::EvalDone { round, .. } => durable(around, round),
+            Action::EvalDone { round, .. } => {
+                durable(around, round);
+                around.disk.progress = self.coordinator.progress();
+            }
             Action::Missing { round, wait, peers, waited_ms } => {
                 let peers = peers.len();
                 around.trace.note(around.now_ms, format_args!("driver: {peers} owe {wait} of round {round} for {waited_ms} ms"));
@@ -177,13 +180,14 @@ impl Server {
 
     fn finish(&mut self, around: &mut Around<'_>, reason: &str) {
         around.trace.note(around.now_ms, format_args!("driver: the run is over: {reason}"));
-        assert_eq!(around.disk.round, self.coordinator.global().0, "the run ends with what is on the disk");
+        assert_eq!(around.disk.progress.round, self.coordinator.global().0, "the run ends with what is on the disk");
         self.driver.over = true;
+        let round = around.disk.progress.round;
         // Also whoever was welcomed too late for the coordinator to hear of.
         let seated = self.sessions.iter().filter(|(_, session)| session.number.is_some());
         let seated: Vec<Connection> = seated.map(|(connection, _)| *connection).collect();
         for connection in seated {
-            self.tell_session(around, connection, Command::Say(Message::Finish { reason: reason.into() }));
+            self.tell_session(around, connection, Command::Say(Message::Finish { adapter: round, reason: reason.into() }));
         }
         self.wake(LEAVE_MS, Timer::Leave);
     }

@@ -55,15 +55,16 @@ pub fn stray(random: &mut Random) -> Option<Packet> {
     Some(match random.between(0, 9) {
         0 => Packet::control(&Message::Evaluated { round, sums }),
         1 => Packet::control(&Message::Train { round }),
-        2 => Packet::control(&Message::Finish { reason: "so there".into() }),
+        2 => Packet::control(&Message::Finish { adapter: round, reason: "so there".into() }),
         3 => Packet::control(&Message::Goodbye { reason: "or not".into() }),
         4 => noise(Lane::Control, random),
         5 => noise(Lane::Adapter, random),
         6 => noise(Lane::Step, random),
         7 => Packet::adapter(&AdapterFrame::new(round, 1.0, &BASE, AdapterState::new())),
         kind => {
-            let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, kind == 8);
-            let step = StepId(random.between(0, 8));
+            let train = kind == 8;
+            let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, train);
+            let step = StepId::new(round, random.chance(50) == train, random.between(0, 8) as u32, 0);
             Packet::step(&Frame::forward(step, round, flags, Encoding::F32, HIDDEN, vec![1], vec![0], vec![0; 12]))
         }
     })

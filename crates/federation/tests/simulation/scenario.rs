@@ -2,7 +2,8 @@
 
 use cutlayer_federation::CoordinatorConfig;
 use cutlayer_wire::{
-    BatchSpec, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Plan, Schedule, ServerAdapters, StepOrder, Task, Weighting,
+    BatchSpec, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Pipeline, Plan, Schedule, ServerAdapters, StepOrder, Task,
+    Weighting,
 };
 
 use crate::network::Link;
@@ -147,6 +148,7 @@ fn plan(seed: u64, healthy: bool, random: &mut Random) -> Plan {
         step_order: StepOrder::Arrival,
         weighting: random.pick(&[Weighting::Tokens, Weighting::Samples, Weighting::Uniform]),
         evaluate_every: random.between(0, 2) as u32,
+        pipeline: Pipeline::SEQUENTIAL,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use cutlayer_federation::{Coordinator, Event};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RefusalCode, RoundId, ServerSession,
+    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RefusalCode, RoundId, RunId, ServerSession,
     SessionEvent, Weighting,
 };
 
@@ -46,6 +46,7 @@ pub enum Timer {
 }
 
 /// What a session is to do next, in the order given.
+#[expect(clippy::large_enum_variant, reason = "a few words of a toy")]
 pub enum Command {
     Adopt { round: RoundId, state: std::sync::Arc<AdapterState> },
     Say(Message),
@@ -203,6 +204,7 @@ impl Server {
             SessionEvent::Evaluated { round, sums } => self.inbox.push_back(Event::Evaluated { peer, round, sums }),
             SessionEvent::Goodbye => self.end(around, connection, "it said goodbye"),
             SessionEvent::Late { round } => around.witness.late_word(round),
+            SessionEvent::Again { .. } => {}
             other => unreachable!("a server does not hear {other:?}"),
         }
         Ok(())
@@ -225,7 +227,18 @@ impl Server {
         self.say(
             around,
             connection,
-            &Message::Welcome { plan, activations, gradients, adapters: cutlayer_wire::Encoding::F32, client: number, clients },
+            &Message::Welcome {
+                plan,
+                activations,
+                gradients,
+                adapters: cutlayer_wire::Encoding::F32,
+                client: number,
+                clients,
+                id: RunId { run: 1, start: 1 },
+                resumed: false,
+                awaits: None,
+                updated: None,
+            },
         );
         let mut keys = toy::keys(0..cut.0);
         // As if this server read another model than the one that the contract is of.
@@ -317,6 +330,8 @@ impl Server {
                 }
                 self.inbox.push_back(Event::Updated { peer, frame });
             }
+            // The first one counts.
+            SessionEvent::Again { .. } => {}
             _ => around.witness.late_update(frame.round),
         }
         Ok(())
@@ -354,7 +369,7 @@ impl Server {
             Frame::failed(&header, "the round went on while this step waited")
         } else {
             if train {
-                around.witness.applied(connection, header.step, header.round, around.disk.round);
+                around.witness.applied(connection, header.step, header.round, around.disk.progress.round);
             }
             assert_eq!(header.flags.has(FrameFlags::TRAIN), train);
             self.edge.open(number, &frame, self.scenario.gradients)

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use cutlayer_federation::{Contract, Coordinator, Event, by_name};
+use cutlayer_federation::{Contract, Coordinator, Event, Progress, by_name};
 use cutlayer_wire::{AdapterState, RoundId};
 
 use crate::bytes::Lane;
@@ -102,7 +102,7 @@ impl World {
             planned: Vec::new(),
             network: Network::new(random.fork(), links),
             trace: Trace::new(scenario.seed, loud),
-            disk: Disk { round: RoundId(0), state: toy::start(), writes: 0 },
+            disk: Disk { progress: Progress::default(), state: toy::start(), writes: 0 },
             witness: Witness::new(scenario.config.clone(), weight_max),
             server: None,
             processes: 0,
@@ -136,7 +136,7 @@ impl World {
             digest: self.trace.digest(),
             events: self.trace.events(),
             ended_ms: self.now_ms,
-            disk: (self.disk.round, self.disk.state.clone()),
+            disk: (self.disk.progress.round, self.disk.state.clone()),
             tally: self.witness.tally,
             trained,
             told,
@@ -210,10 +210,10 @@ impl World {
         let Scenario { config, plan, .. } = &self.scenario;
         let contract = Contract::of(BASE, &self.disk.state, Contract::weight_max_of(plan));
         let strategy = by_name("fedavg").expect("a strategy of ours");
-        let coordinator = Coordinator::new(self.now_ms, config.clone(), contract, strategy, self.disk.round, self.disk.state.clone())
+        let coordinator = Coordinator::new(self.now_ms, config.clone(), contract, strategy, self.disk.progress, self.disk.state.clone())
             .expect("a sound run");
-        self.witness.restarted(self.disk.round, &self.disk.state);
-        self.trace.note(self.now_ms, format_args!("server: process {} starts from round {}", self.processes, self.disk.round));
+        self.witness.restarted(self.disk.progress.round, &self.disk.state);
+        self.trace.note(self.now_ms, format_args!("server: process {} starts from round {}", self.processes, self.disk.progress.round));
         self.server = Some(Server::new(&self.scenario, coordinator, self.random.fork()));
         self.with_server(|server, around| server.pump(around));
     }

@@ -2,8 +2,8 @@
 
 use super::cuts::Cuts;
 use super::sections::{
-    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection, SplitSection,
-    TaskName, TrainSection,
+    AdapterSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, PipelineMode, ServerSection,
+    SplitSection, TaskName, TrainSection,
 };
 use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_wire::{Encoding, Layout, Schedule, ServerAdapters, StepOrder, Weighting};
@@ -52,6 +52,8 @@ pub(super) fn train() -> TrainSection {
         layout: Layout::Padded,
         group_by_length: false,
         evaluate_every: 1,
+        micro_batches: 1,
+        pipeline: PipelineMode::Exact,
     }
 }
 
@@ -85,6 +87,7 @@ pub(super) fn server() -> ServerSection {
         updates_min: 0,
         join_deadline_s: 120,
         round_deadline_s: 600,
+        reconnect_s: 120,
     }
 }
 
@@ -97,8 +100,9 @@ pub(super) fn link() -> LinkSection {
         adapters: Encoding::F32,
         bandwidth_mbit: 1000,
         rtt_ms: 20,
-        idle_timeout_s: 120,
+        idle_timeout_s: 30,
         step_timeout_s: 600,
+        reconnect_s: 600,
         profile: None,
         emulate: None,
     }

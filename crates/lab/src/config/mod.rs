@@ -14,8 +14,8 @@ pub use cuts::Cuts;
 pub use error::ConfigError;
 pub use paths::{DATA_VARIABLE, data_folder};
 pub use sections::{
-    AdapterSection, ClientSection, ClientsSection, EncodingWord, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, ServerSection,
-    SplitSection, TaskName, TrainSection,
+    AdapterSection, ClientSection, ClientsSection, EncodingWord, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection,
+    PipelineMode, ServerSection, SplitSection, TaskName, TrainSection,
 };
 
 use cutlayer_data::DataSpec;
@@ -163,9 +163,14 @@ impl RunConfig {
             let refused = |error: EncodingError| ConfigError::Invalid { key, found: encoding.to_string(), remedy: error.to_string() };
             encoding.check_carries(what).map_err(refused)?;
         }
-        let named = [self.link.activations, self.link.gradients, self.link.adapters].into_iter().find(|encoding| *encoding != Encoding::F32);
+        let named =
+            [self.link.activations, self.link.gradients, self.link.adapters].into_iter().find(|encoding| *encoding != Encoding::F32);
         if let (Some(EncodingWord::Auto), Some(named)) = (self.link.encoding, named) {
-            return Err(ConfigError::Invalid { key: "link.encoding", found: format!("auto beside {named}"), remedy: "drop one of them".into() });
+            return Err(ConfigError::Invalid {
+                key: "link.encoding",
+                found: format!("auto beside {named}"),
+                remedy: "drop one of them".into(),
+            });
         }
         let budget = self.link.quality_budget;
         require((0.0..=1.0).contains(&budget), "link.quality_budget", budget, "give a share of the loss, such as 0.005")?;

@@ -1,7 +1,7 @@
 //! From the run file's sections to the plan that the server dictates.
 
 use super::{ConfigError, OptimizerName, RunConfig, defaults};
-use cutlayer_wire::{BatchSpec, LoraSpec, OptimizerKind, OptimizerSpec, Plan, Task};
+use cutlayer_wire::{BatchSpec, LoraSpec, OptimizerKind, OptimizerSpec, Pipeline, Plan, Task};
 
 impl RunConfig {
     /// The plan for a task whose labels are known; not yet validated.
@@ -18,6 +18,7 @@ impl RunConfig {
             step_order: self.split.step_order,
             weighting: self.server.weighting,
             evaluate_every: self.train.evaluate_every,
+            pipeline: Pipeline { micro_batches: self.train.micro_batches, staleness: self.train.pipeline.staleness() },
         })
     }
 

@@ -96,6 +96,51 @@ pub struct TrainSection {
     pub group_by_length: bool,
     /// Rounds between evaluations; 0 evaluates only at both ends.
     pub evaluate_every: u32,
+    /// Parts of a batch that are in flight together: the next is computed while the first is on the wire. They change nothing else.
+    pub micro_batches: u16,
+    /// Whether a step waits for the gradient of the one before.
+    pub pipeline: PipelineMode,
+}
+
+/// What a client does while a gradient is on its way, as a run file says it: `exact`, or `stale=2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PipelineMode {
+    /// It waits: every step starts from what the one before left.
+    Exact,
+    /// It goes on, this many steps ahead.
+    Stale(u16),
+}
+
+impl PipelineMode {
+    /// Steps that a client may run ahead.
+    pub fn staleness(self) -> u16 {
+        match self {
+            Self::Exact => 0,
+            Self::Stale(steps) => steps,
+        }
+    }
+}
+
+impl TryFrom<String> for PipelineMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "exact" {
+            return Ok(Self::Exact);
+        }
+        let steps = text.strip_prefix("stale=").and_then(|steps| steps.parse().ok()).filter(|steps| *steps > 0);
+        steps.map(Self::Stale).ok_or_else(|| format!("train.pipeline is {text:?}: write \"exact\", or \"stale=1\" or more"))
+    }
+}
+
+impl From<PipelineMode> for String {
+    fn from(mode: PipelineMode) -> Self {
+        match mode {
+            PipelineMode::Exact => "exact".into(),
+            PipelineMode::Stale(steps) => format!("stale={steps}"),
+        }
+    }
 }
 
 /// The update rule, as a run file says it.
@@ -173,6 +218,8 @@ pub struct ServerSection {
     pub join_deadline_s: u64,
     /// How long it waits for a round's updates, in seconds.
     pub round_deadline_s: u64,
+    /// How long a client whose connection is lost keeps its place in the round, in seconds.
+    pub reconnect_s: u64,
 }
 
 /// What can stand in place of encodings.
@@ -206,6 +253,8 @@ pub struct LinkSection {
     pub idle_timeout_s: u64,
     /// How long a peer may compute on one step, in seconds.
     pub step_timeout_s: u64,
+    /// How long a client looks for a server that is out of reach, in seconds.
+    pub reconnect_s: u64,
     /// The link that `run` emulates in front of each client that names none of its own; absent, none is.
     pub profile: Option<Profile>,
     /// Numbers in place of that profile's; without a profile, in place of `loopback`'s.

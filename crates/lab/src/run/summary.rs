@@ -97,6 +97,8 @@ pub struct ClientRow {
     pub peak_bytes: Option<u64>,
     /// Time the server computed for it.
     pub server_compute_s: f64,
+    /// Times it was cut off and came back.
+    pub reconnects: u32,
     /// Updates of it that counted.
     pub accepted: u32,
     /// Updates of it that were refused, and why.
@@ -171,6 +173,7 @@ impl Tally {
                 (row.name, row.cut, row.tail, row.samples, row.left) = (name.clone(), *cut, *tail, *samples, None);
             }
             Event::Left { client, reason, .. } => self.client(*client).left = Some(reason.clone()),
+            Event::Back { client, .. } if who == Who::Server => self.client(*client).reconnects += 1,
             Event::Refused { peer, reason } => self.refused.push(format!("{peer}: {reason}")),
             Event::Step { .. } => self.add_step(who, event),
             Event::Updated { client, round, accepted, reason } if who == Who::Server => {
@@ -195,6 +198,10 @@ impl Tally {
             }
             Event::Finished { rounds, reason } if who == Who::Server => self.finish(*rounds, reason),
             Event::Listening { .. }
+            | Event::Encodings { .. }
+            | Event::Away { .. }
+            | Event::Back { .. }
+            | Event::Resumed { .. }
             | Event::RoundStarted { .. }
             | Event::Updated { .. }
             | Event::Evaluated { .. }

@@ -13,7 +13,14 @@ pub fn describe(event: &Event, name: impl Fn(u32) -> String) -> Option<String> {
             let tail = tail.map_or(String::new(), |tail| format!(" and {tail} at the end"));
             format!("{name} joined with {samples} records, {cut} blocks{tail}")
         }
+        Event::Encodings { name, reason, .. } => format!("{name} sends {reason}"),
         Event::Left { name, reason, .. } => format!("{name} left: {reason}"),
+        Event::Away { name, reason, .. } => format!("{name} is cut off: {reason}; waiting for it to come back"),
+        Event::Back { name, seconds: gone, resumed, .. } => {
+            let how = if *resumed { "goes on where it was" } else { "begins its round again" };
+            format!("{name} is back after {} and {how}", seconds(*gone))
+        }
+        Event::Resumed { round, starts } => format!("start {starts} of this run: it goes on after round {round}"),
         Event::Refused { peer, reason } if peer.is_empty() => format!("turned a connection away: {reason}"),
         Event::Refused { peer, reason } => format!("turned {} away: {reason}", peer.get(..8).unwrap_or(peer)),
         Event::RoundStarted { round, clients } => format!("round {round} with {} clients", clients.len()),

@@ -208,13 +208,14 @@ impl Split {
     }
 
     pub fn update(&mut self, optimizer: &OptimizerSpec) {
+        let step = StepId(self.steps);
         for stage in self.stages() {
-            stage.update(optimizer, f64::from(optimizer.learning_rate));
+            stage.update(step..=step, optimizer, f64::from(optimizer.learning_rate));
         }
     }
 
     pub fn gradients(&mut self) -> AdapterState {
-        let all: Vec<_> = self.stages().flat_map(|stage| stage.gradients().clone()).collect();
+        let all: Vec<_> = self.stages().flat_map(|stage| stage.gradients()).collect();
         all.into_iter().map(|(key, g)| (key, HostTensor { shape: g.dims().to_vec(), values: values(g) })).collect()
     }
 

@@ -2,6 +2,7 @@
 
 use super::error::AllowListError;
 use super::list::List;
+use cutlayer_durable::DurableFile;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -72,20 +73,9 @@ impl ListFile {
 
     /// Replaces the file whole, and not before the new one is on disk: a revocation survives a power cut.
     fn write(&self, list: &List) -> std::io::Result<()> {
-        let temporary = self.path.with_extension("json.new");
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut out = options.open(&temporary)?;
+        let mut out = DurableFile::create_private(&self.path)?;
         out.write_all(&list.to_bytes())?;
-        out.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        #[cfg(unix)]
-        if let Some(folder) = self.path.parent() {
-            fs::File::open(folder)?.sync_all()?;
-        }
-        Ok(())
+        out.commit()
     }
 
     fn failed(&self, source: std::io::Error) -> AllowListError {

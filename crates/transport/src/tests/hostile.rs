@@ -72,7 +72,7 @@ async fn the_sender_of_a_bad_frame_learns_why() {
     });
     let mut stream = client.open_step().await.expect("a stream");
     let error = soon(stream.send(huge)).await.expect_err("nobody reads 64 MiB").to_string();
-    assert!(error.contains("closed the connection: step 7: Forward frame has tokens 65536"), "{error}");
+    assert!(error.contains("closed the connection: step 0/0.7: Forward frame has tokens 65536"), "{error}");
     serving.await.expect("no panic");
 }
 

@@ -3,6 +3,7 @@
 mod doors;
 mod emulated;
 mod hostile;
+mod restart;
 mod revocation;
 mod tokens;
 mod traffic;

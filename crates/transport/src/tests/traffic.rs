@@ -73,7 +73,7 @@ async fn control_messages_arrive_in_order() {
     let mut control = client.open_control().await.expect("a stream");
     let messages = [
         Message::Train { round: ROUND },
-        Message::Finish { reason: "x".repeat(REASON_BYTES_MAX) },
+        Message::Finish { adapter: ROUND, reason: "x".repeat(REASON_BYTES_MAX) },
         Message::Evaluated { round: ROUND, sums: EvalSums { loss_sum: 1.5, scored: 3, correct: 1 } },
     ];
     for message in &messages {
@@ -99,7 +99,7 @@ async fn waiting_for_a_message_can_be_given_up() {
     let mut house = House::open();
     let (client, server) = house.connected().await;
     let (mut send, _receive) = client.raw().open_bi().await.expect("a stream");
-    let message = Message::Finish { reason: "the end".into() };
+    let message = Message::Finish { adapter: ROUND, reason: "the end".into() };
     let body = encode(&message).expect("a message");
     let bytes = [&(body.len() as u32).to_le_bytes(), body.as_slice()].concat();
     let mut control = None;

@@ -25,6 +25,7 @@ fn plan() -> Plan {
         step_order: StepOrder::Lockstep,
         weighting: Weighting::Tokens,
         evaluate_every: 1,
+        pipeline: Pipeline::SEQUENTIAL,
     }
 }
 
@@ -167,6 +168,7 @@ fn plans_are_pleasant_toml() {
         step_order = "arrival"
         weighting = "samples"
         evaluate_every = 1
+        pipeline = { micro_batches = 4, staleness = 1 }
         [optimizer]
         kind = { adamw = { beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0 } }
         learning_rate = 1e-3

@@ -2,13 +2,12 @@
 
 use super::{Phase, SessionError, SessionEvent};
 use crate::ids::{RoundId, StepId};
-use crate::message::Message;
+use crate::message::{Ask, Message};
 
 /// The server, as a client orders its words.
 #[derive(Clone, Debug)]
 pub struct ClientSession {
     phase: Phase,
-    next_step: StepId,
     adapter: Option<RoundId>,
     last_update: Option<RoundId>,
     last_evaluated: Option<RoundId>,
@@ -24,7 +23,7 @@ impl Default for ClientSession {
 impl ClientSession {
     /// A connection on which nothing was said.
     pub fn new() -> Self {
-        Self { phase: Phase::Opening, next_step: StepId(1), adapter: None, last_update: None, last_evaluated: None, last_settled: None }
+        Self { phase: Phase::Opening, adapter: None, last_update: None, last_evaluated: None, last_settled: None }
     }
 
     /// What the session is doing.
@@ -42,8 +41,10 @@ impl ClientSession {
         let name = message.name();
         match (self.phase, message) {
             (Phase::Closed, _) => Err(SessionError::AfterEnd { message: name }),
-            (Phase::Introduced, Message::Welcome { .. }) => {
+            (Phase::Introduced, Message::Welcome { awaits, updated, .. }) => {
                 self.phase = Phase::Idle;
+                self.last_update = *updated;
+                self.asked(*awaits)?;
                 Ok(SessionEvent::Welcome)
             }
             // A client that was welcomed can still turn out not to fit the run, until it is first asked for work.
@@ -66,9 +67,9 @@ impl ClientSession {
             (Phase::Idle | Phase::Training(_) | Phase::Evaluating(_) | Phase::Finishing, Message::Settled { round, accepted, .. }) => {
                 self.settled(*round, *accepted)
             }
-            (Phase::Idle | Phase::Training(_) | Phase::Evaluating(_), Message::Finish { .. }) => {
+            (Phase::Idle | Phase::Training(_) | Phase::Evaluating(_), Message::Finish { adapter, .. }) => {
                 self.phase = Phase::Finishing;
-                Ok(SessionEvent::Finish)
+                Ok(SessionEvent::Finish { adapter: *adapter })
             }
             (Phase::Finishing, _) => Err(SessionError::AfterEnd { message: name }),
             (
@@ -117,17 +118,51 @@ impl ClientSession {
         }
     }
 
-    /// A fresh id for a step that trains `round`, or scores it; [`SessionError::Superseded`] once the
+    /// The same session over a new connection, whose Welcome said that the server still knows it and waits for `awaits`. A session that
+    /// was told to finish is told again.
+    pub fn resume(&mut self, awaits: Option<Ask>) -> Result<(), SessionError> {
+        if self.phase == Phase::Finishing {
+            self.phase = Phase::Idle;
+        }
+        self.asked(awaits)
+    }
+
+    /// The work that the server waits for now: what is being done, or something ahead of it that was not heard.
+    pub fn asked_for(&self) -> Option<Ask> {
+        match self.phase {
+            Phase::Training(round) => Some(Ask::Train(round)),
+            Phase::Evaluating(round) => Some(Ask::Evaluate(round)),
+            Phase::Opening | Phase::Introduced | Phase::Idle | Phase::Finishing | Phase::Closed => None,
+        }
+    }
+
+    /// Whether the update, or the scores, that `ask` wants were sent.
+    pub fn answered(&self, ask: Ask) -> bool {
+        match ask {
+            Ask::Train(round) => self.last_update == Some(round),
+            Ask::Evaluate(round) => self.last_evaluated == Some(round),
+        }
+    }
+
+    fn asked(&mut self, awaits: Option<Ask>) -> Result<(), SessionError> {
+        match awaits.map(Phase::asked) {
+            // A server that waits for nothing may have gone on: its next word says so.
+            None => Ok(()),
+            Some(next) if next == self.phase => Ok(()),
+            Some(next) => self.phase.advance("Welcome", next),
+        }
+    }
+
+    /// The id of a step that trains `round`, or scores it; [`SessionError::Superseded`] once the
     /// server has moved on, which is how a slow client learns to drop its work.
-    pub fn open_step(&mut self, round: RoundId, train: bool) -> Result<StepId, SessionError> {
+    pub fn open_step(&mut self, round: RoundId, train: bool, index: u32, micro: u32) -> Result<StepId, SessionError> {
         let (doing, answered) =
             if train { (Phase::Training(round), self.last_update) } else { (Phase::Evaluating(round), self.last_evaluated) };
         self.must_be_doing(round, doing)?;
+        let step = StepId::new(round, train, index, micro);
         if answered == Some(round) {
-            return Err(SessionError::StepAfterUpdate { step: self.next_step, round });
+            return Err(SessionError::StepAfterUpdate { step, round });
         }
-        let step = self.next_step;
-        self.next_step = step.next();
         Ok(step)
     }
 
@@ -158,7 +193,7 @@ impl ClientSession {
     fn settled(&mut self, round: RoundId, accepted: bool) -> Result<SessionEvent, SessionError> {
         let message = "Settled";
         if self.last_settled.is_some_and(|last| round <= last) {
-            return Err(SessionError::Repeated { message, round });
+            return Ok(SessionEvent::Again { round });
         }
         if self.last_update.is_none_or(|last| round > last) {
             return Err(SessionError::NotAsked { message, round, phase: self.phase });

@@ -18,7 +18,7 @@ pub use server::ServerSession;
 
 use crate::frame_header::FrameKind;
 use crate::ids::{RoundId, StepId};
-use crate::message::{EvalSums, RefusalCode};
+use crate::message::{Ask, EvalSums, RefusalCode};
 
 /// What something that arrived in order means.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,11 @@ pub enum SessionEvent {
         /// Whether it trains.
         train: bool,
     },
+    /// A step, an update or scores that came before, sent again over a new connection: to be answered as it was, and to count once.
+    Again {
+        /// The round it is about.
+        round: RoundId,
+    },
     /// The update that was asked for.
     Update {
         /// The round.
@@ -73,8 +78,11 @@ pub enum SessionEvent {
         /// The round it is about.
         round: RoundId,
     },
-    /// The run is over: say Goodbye.
-    Finish,
+    /// The run is over: say Goodbye once this global adapter has arrived.
+    Finish {
+        /// The adapter to leave with.
+        adapter: RoundId,
+    },
     /// The peer left: close.
     Goodbye,
 }
@@ -147,13 +155,15 @@ pub enum SessionError {
         /// Its round.
         round: RoundId,
     },
-    /// A step that was already served, or would go back in time.
-    #[error("step {step} came after step {last}: a step is applied once")]
-    StepRepeated {
-        /// The step that came.
+    /// A step whose id says another round or purpose than its header.
+    #[error("step {step} says that it {} round {round}", if *train { "trains" } else { "scores" })]
+    StepPlace {
+        /// The step.
         step: StepId,
-        /// The last one taken.
-        last: StepId,
+        /// The round its header names.
+        round: RoundId,
+        /// Whether its header says that it trains.
+        train: bool,
     },
     /// A step in a round whose update is already in.
     #[error("step {step} came after round {round}'s update: wait for the next round")]
@@ -212,6 +222,14 @@ impl Phase {
             Self::Training(round) => Some((round, false)),
             Self::Evaluating(round) => Some((round, true)),
             Self::Opening | Self::Introduced | Self::Idle | Self::Finishing | Self::Closed => None,
+        }
+    }
+
+    /// What a session does that was asked for this.
+    fn asked(ask: Ask) -> Self {
+        match ask {
+            Ask::Train(round) => Self::Training(round),
+            Ask::Evaluate(round) => Self::Evaluating(round),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{Phase, SessionError, SessionEvent};
 use crate::frame_header::{FrameFlags, FrameHeader, FrameKind};
 use crate::ids::{RoundId, StepId};
-use crate::message::Message;
+use crate::message::{Ask, Message};
 
 /// One client, as the server orders its words.
 #[derive(Clone, Debug)]
@@ -52,10 +52,14 @@ impl ServerSession {
                 self.phase = Phase::Closed;
                 Ok(SessionEvent::Goodbye)
             }
+            (_, Message::Evaluated { round, .. }) if self.last_evaluated.is_some_and(|last| *round <= last) => {
+                Ok(SessionEvent::Again { round: *round })
+            }
             (_, Message::Evaluated { round, sums }) => {
-                once(name, &mut self.last_evaluated, *round)?;
                 let now = Phase::Evaluating(*round);
-                if self.is_late(name, now)? {
+                let late = self.is_late(name, now)?;
+                self.last_evaluated = Some(*round);
+                if late {
                     return Ok(SessionEvent::Late { round: *round });
                 }
                 Ok(SessionEvent::Evaluated { round: *round, sums: *sums })
@@ -106,8 +110,30 @@ impl ServerSession {
         }
     }
 
-    /// A step stream was opened with this header: [`SessionEvent::Step`] is to be served,
-    /// [`SessionEvent::Late`] to be answered with a Failed frame.
+    /// The last round whose update came.
+    pub fn updated(&self) -> Option<RoundId> {
+        self.last_update
+    }
+
+    /// What is still owed by the client: the work asked for, unless its answer came.
+    pub fn awaits(&self) -> Option<Ask> {
+        match self.phase {
+            Phase::Training(round) => (self.last_update != Some(round)).then_some(Ask::Train(round)),
+            Phase::Evaluating(round) => (self.last_evaluated != Some(round)).then_some(Ask::Evaluate(round)),
+            Phase::Opening | Phase::Introduced | Phase::Idle | Phase::Finishing | Phase::Closed => None,
+        }
+    }
+
+    /// The client is back over a new connection, which said Hello and heard Welcome: the session goes on. One that had been told to
+    /// finish has to be told again.
+    pub fn resume(&mut self) {
+        if matches!(self.phase, Phase::Finishing | Phase::Opening | Phase::Introduced) {
+            self.phase = Phase::Idle;
+        }
+    }
+
+    /// A step stream was opened with this header: [`SessionEvent::Step`] is to be served, [`SessionEvent::Again`] to be answered
+    /// as before, or served if it never was, [`SessionEvent::Late`] to be answered with a Failed frame.
     ///
     /// Streams must be handed over in the order in which they were opened.
     pub fn step(&mut self, header: &FrameHeader) -> Result<SessionEvent, SessionError> {
@@ -116,11 +142,12 @@ impl ServerSession {
             return Err(SessionError::StepKind { step, kind });
         }
         self.must_be_joined("a step")?;
-        if let Some(last) = self.last_step.filter(|last| step <= *last) {
-            return Err(SessionError::StepRepeated { step, last });
-        }
-        self.last_step = Some(step);
         let train = flags.has(FrameFlags::TRAIN);
+        if step.round() != round || step.trains() != train {
+            return Err(SessionError::StepPlace { step, round, train });
+        }
+        let again = self.last_step.is_some_and(|last| step <= last);
+        self.last_step = self.last_step.max(Some(step));
         let asked = if train { Phase::Training(round) } else { Phase::Evaluating(round) };
         if self.phase != asked && self.phase.place().is_some_and(|(now, _)| now == round) {
             // Train r comes before Evaluate r, so a straggling training step of r is late, not wrong.
@@ -137,15 +164,19 @@ impl ServerSession {
         if answered.is_some_and(|last| last >= round) {
             return Err(SessionError::StepAfterUpdate { step, round });
         }
-        Ok(SessionEvent::Step { train })
+        Ok(if again { SessionEvent::Again { round } } else { SessionEvent::Step { train } })
     }
 
     /// An adapter arrived that says it is the update of `round`.
     pub fn update(&mut self, round: RoundId) -> Result<SessionEvent, SessionError> {
         let message = "an update";
         self.must_be_joined(message)?;
-        once(message, &mut self.last_update, round)?;
-        if self.is_late(message, Phase::Training(round))? {
+        if self.last_update.is_some_and(|last| round <= last) {
+            return Ok(SessionEvent::Again { round });
+        }
+        let late = self.is_late(message, Phase::Training(round))?;
+        self.last_update = Some(round);
+        if late {
             return Ok(SessionEvent::Late { round });
         }
         Ok(SessionEvent::Update { round })
@@ -179,13 +210,4 @@ impl ServerSession {
     fn unexpected<T>(&self, message: &'static str) -> Result<T, SessionError> {
         Err(SessionError::Unexpected { message, phase: self.phase })
     }
-}
-
-/// Each round is answered once, and in order.
-fn once(message: &'static str, last: &mut Option<RoundId>, round: RoundId) -> Result<(), SessionError> {
-    if last.is_some_and(|last| round <= last) {
-        return Err(SessionError::Repeated { message, round });
-    }
-    *last = Some(round);
-    Ok(())
 }

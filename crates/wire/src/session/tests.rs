@@ -7,7 +7,7 @@ use crate::encoding::{Encoding, EncodingPart};
 use crate::frame::Frame;
 use crate::frame_header::{FrameFlags, FrameHeader};
 use crate::ids::{BaseHash, CutPoint};
-use crate::message::{Message, PROTOCOL_VERSION};
+use crate::message::{Message, PROTOCOL_VERSION, RunId};
 
 fn hello() -> Message {
     Message::Hello {
@@ -21,6 +21,7 @@ fn hello() -> Message {
         samples: 1,
         eval_samples: 1,
         name: "a".into(),
+        resume: None,
     }
 }
 
@@ -36,6 +37,7 @@ fn welcome() -> Message {
         step_order = "lockstep"
         weighting = "uniform"
         evaluate_every = 1
+        pipeline = { micro_batches = 2, staleness = 0 }
         [optimizer]
         kind = "sgd"
         learning_rate = 1e-3
@@ -45,7 +47,9 @@ fn welcome() -> Message {
     "#;
     let (activations, gradients, adapters) = (Encoding::F32, Encoding::F32, Encoding::F32);
     let plan = toml::from_str(text).unwrap();
-    Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1 }
+    let id = RunId { run: 7, start: 1 };
+    let (resumed, awaits, updated) = (false, None, None);
+    Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1, id, resumed, awaits, updated }
 }
 
 fn train(round: u32) -> Message {
@@ -65,16 +69,17 @@ fn settled(round: u32) -> Message {
 }
 
 fn finish() -> Message {
-    Message::Finish { reason: "done".into() }
+    Message::Finish { adapter: RoundId(2), reason: "done".into() }
 }
 
 fn goodbye() -> Message {
     Message::Goodbye { reason: "done".into() }
 }
 
-fn step(step: u64, round: u32, train: bool) -> FrameHeader {
+/// The header of step `index` of a round.
+fn step(index: u32, round: u32, train: bool) -> FrameHeader {
     let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, train);
-    let (step, round) = (StepId(step), RoundId(round));
+    let (step, round) = (StepId::new(RoundId(round), train, index, 0), RoundId(round));
     Frame::forward(step, round, flags, Encoding::F32, 1, vec![1], vec![], vec![0; 4]).header
 }
 
@@ -105,10 +110,10 @@ fn a_whole_run_is_in_order() {
             let from = RoundId(round - 1);
             let event = SessionEvent::Train { round: RoundId(round), from };
             assert_eq!(client.handle(&train(round)), Ok(event));
-            for _ in 0..2 {
-                let id = client.open_step(RoundId(round), true).unwrap();
-                let event = server.step(&step(id.0, round, true));
-                assert_eq!(event, Ok(SessionEvent::Step { train: true }));
+            for index in 0..2 {
+                let id = client.open_step(RoundId(round), true, index, 0).unwrap();
+                let header = step(index, round, true);
+                assert_eq!((server.step(&header), header.step), (Ok(SessionEvent::Step { train: true }), id));
             }
             client.update(RoundId(round)).unwrap();
             let event = SessionEvent::Update { round: RoundId(round) };
@@ -119,14 +124,14 @@ fn a_whole_run_is_in_order() {
         }
         server.sent(&evaluate(round)).unwrap();
         client.handle(&evaluate(round)).unwrap();
-        let id = client.open_step(RoundId(round), false).unwrap();
-        let event = server.step(&step(id.0, round, false));
-        assert_eq!(event, Ok(SessionEvent::Step { train: false }));
+        let id = client.open_step(RoundId(round), false, 0, 0).unwrap();
+        let header = step(0, round, false);
+        assert_eq!((server.step(&header), header.step), (Ok(SessionEvent::Step { train: false }), id));
         client.sent(&evaluated(round)).unwrap();
         server.handle(&evaluated(round)).unwrap();
     }
     server.sent(&finish()).unwrap();
-    assert_eq!(client.handle(&finish()), Ok(SessionEvent::Finish));
+    assert_eq!(client.handle(&finish()), Ok(SessionEvent::Finish { adapter: RoundId(2) }));
     client.sent(&goodbye()).unwrap();
     assert_eq!(server.handle(&goodbye()), Ok(SessionEvent::Goodbye));
     assert_eq!((server.late(), server.phase(), client.phase()), (0, Phase::Closed, Phase::Closed));
@@ -192,17 +197,67 @@ fn a_welcome_can_be_taken_back_until_there_is_work() {
     assert!(matches!(asked.handle(&refused), Err(SessionError::Unexpected { .. })));
 }
 
-/// Goal: a step is applied once. Method: the same id, and an older one.
+/// Goal: a step that comes again is told apart, so that it is applied once. Method: the same id, an older one, and the next.
 #[test]
-fn a_repeated_step_is_refused() {
+fn a_repeated_step_is_known() {
     let mut server = server();
     server.sent(&train(1)).unwrap();
     server.step(&step(5, 1, true)).unwrap();
-    for id in [5, 4] {
-        let error = SessionError::StepRepeated { step: StepId(id), last: StepId(5) };
-        assert_eq!(server.step(&step(id, 1, true)), Err(error));
+    for index in [5, 4] {
+        assert_eq!(server.step(&step(index, 1, true)), Ok(SessionEvent::Again { round: RoundId(1) }));
     }
-    server.step(&step(9, 1, true)).unwrap();
+    assert_eq!(server.step(&step(9, 1, true)), Ok(SessionEvent::Step { train: true }));
+}
+
+/// Goal: an id says where its step stands. Method: a header that says otherwise.
+#[test]
+fn a_step_is_where_its_id_says() {
+    let mut server = server();
+    server.sent(&train(1)).unwrap();
+    let mut header = step(0, 1, true);
+    header.step = StepId::new(RoundId(2), true, 0, 0);
+    assert!(matches!(server.step(&header), Err(SessionError::StepPlace { .. })));
+    header.step = StepId::new(RoundId(1), false, 0, 0);
+    assert!(matches!(server.step(&header), Err(SessionError::StepPlace { .. })));
+}
+
+/// Goal: a session outlives its connection. Method: a Train and an update that were lost, one that arrived, a Finish said twice.
+#[test]
+fn a_session_goes_on_over_a_new_connection() {
+    let (mut server, mut client) = (server(), client());
+    server.sent(&train(1)).unwrap();
+    server.resume();
+    assert_eq!(server.awaits(), Some(Ask::Train(RoundId(1))));
+    client.resume(server.awaits()).unwrap();
+    assert_eq!(client.asked_for(), Some(Ask::Train(RoundId(1))));
+    client.open_step(RoundId(1), true, 0, 0).unwrap();
+    client.resume(server.awaits()).unwrap();
+    client.open_step(RoundId(1), true, 1, 0).unwrap();
+    client.update(RoundId(1)).unwrap();
+    assert!(client.answered(Ask::Train(RoundId(1))) && server.awaits().is_some(), "the update was lost: it is sent again");
+    server.update(RoundId(1)).unwrap();
+    assert_eq!((server.awaits(), server.updated()), (None, Some(RoundId(1))));
+    client.resume(server.awaits()).unwrap();
+    server.sent(&finish()).unwrap();
+    client.handle(&finish()).unwrap();
+    server.resume();
+    client.resume(server.awaits()).unwrap();
+    server.sent(&finish()).unwrap();
+    assert_eq!(client.handle(&finish()), Ok(SessionEvent::Finish { adapter: RoundId(2) }));
+}
+
+/// Goal: a process that was started again takes up the round that its server is in. Method: a Welcome that says so.
+#[test]
+fn a_new_process_is_asked_at_welcome() {
+    let Message::Welcome { plan, activations, gradients, adapters, client, clients, id, .. } = welcome() else { unreachable!() };
+    let (resumed, awaits, updated) = (false, Some(Ask::Train(RoundId(3))), Some(RoundId(2)));
+    let welcome = Message::Welcome { plan, activations, gradients, adapters, client, clients, id, resumed, awaits, updated };
+    let mut session = ClientSession::new();
+    session.sent(&hello()).unwrap();
+    session.handle(&welcome).unwrap();
+    assert_eq!(session.asked_for(), awaits);
+    session.open_step(RoundId(3), true, 0, 0).unwrap();
+    session.handle(&settled(2)).unwrap();
 }
 
 /// Goal: steps come only while their round runs, for its purpose, before its update.
@@ -221,12 +276,12 @@ fn a_misplaced_step_is_refused() {
     assert!(matches!(error, SessionError::StepPurpose { train: false, .. }), "{error}");
     session.update(RoundId(1)).unwrap();
     let error = session.step(&step(3, 1, true)).expect_err("after the update");
-    assert_eq!(error, SessionError::StepAfterUpdate { step: StepId(3), round: RoundId(1) });
+    assert_eq!(error, SessionError::StepAfterUpdate { step: StepId::new(RoundId(1), true, 3, 0), round: RoundId(1) });
     let done = Frame::done(&step(4, 1, true), EvalSums::default()).header;
     assert!(matches!(session.step(&done), Err(SessionError::StepKind { .. })));
 }
 
-/// Goal: one update a round, and only for a round that was asked for. Method: early, twice.
+/// Goal: one update a round counts, and only for a round that was asked for. Method: early, twice.
 #[test]
 fn updates_come_once_and_when_asked() {
     let mut server = server();
@@ -234,7 +289,7 @@ fn updates_come_once_and_when_asked() {
     server = self::server();
     server.sent(&train(1)).unwrap();
     server.update(RoundId(1)).unwrap();
-    assert!(matches!(server.update(RoundId(1)), Err(SessionError::Repeated { .. })));
+    assert_eq!(server.update(RoundId(1)), Ok(SessionEvent::Again { round: RoundId(1) }));
     assert!(matches!(server.update(RoundId(2)), Err(SessionError::NotAsked { .. })));
 }
 
@@ -250,20 +305,20 @@ fn late_answers_are_dropped_and_counted() {
     server.sent(&evaluate(1)).unwrap();
     assert_eq!(server.step(&step(2, 1, true)), late(1));
     assert_eq!(server.update(RoundId(1)), late(1));
-    assert!(matches!(server.update(RoundId(1)), Err(SessionError::Repeated { .. })));
+    assert_eq!(server.update(RoundId(1)), Ok(SessionEvent::Again { round: RoundId(1) }));
     server.sent(&finish()).unwrap();
     assert_eq!(server.handle(&evaluated(1)), late(1));
     assert_eq!(server.step(&step(3, 1, false)), late(1));
     assert_eq!(server.late(), 6);
 }
 
-/// Goal: scores come once. Method: the same answer again.
+/// Goal: scores count once. Method: the same answer again.
 #[test]
 fn scores_come_once() {
     let mut server = server();
     server.sent(&evaluate(0)).unwrap();
     server.handle(&evaluated(0)).unwrap();
-    assert!(matches!(server.handle(&evaluated(0)), Err(SessionError::Repeated { .. })));
+    assert_eq!(server.handle(&evaluated(0)), Ok(SessionEvent::Again { round: RoundId(0) }));
 }
 
 /// Goal: nothing after the end. Method: a word after Goodbye, and work after Finish.
@@ -307,15 +362,15 @@ fn rounds_only_go_forward() {
 fn a_slow_client_drops_its_work() {
     let mut client = client();
     client.handle(&train(1)).unwrap();
-    client.open_step(RoundId(1), true).unwrap();
+    client.open_step(RoundId(1), true, 0, 0).unwrap();
     client.handle(&train(2)).unwrap();
     let over = |error| matches!(error, SessionError::Superseded { round: RoundId(1), .. });
-    assert!(over(client.open_step(RoundId(1), true).unwrap_err()));
+    assert!(over(client.open_step(RoundId(1), true, 0, 0).unwrap_err()));
     assert!(over(client.update(RoundId(1)).unwrap_err()));
-    assert_eq!(client.open_step(RoundId(2), true), Ok(StepId(2)));
+    assert_eq!(client.open_step(RoundId(2), true, 0, 0), Ok(StepId::new(RoundId(2), true, 0, 0)));
     client.update(RoundId(2)).unwrap();
     assert!(client.update(RoundId(2)).is_err());
-    assert!(client.open_step(RoundId(2), true).is_err());
+    assert!(client.open_step(RoundId(2), true, 0, 0).is_err());
 }
 
 /// Goal: a server settles what was sent, once. Method: too early, twice.
@@ -327,5 +382,5 @@ fn only_an_update_is_settled() {
     client.update(RoundId(1)).unwrap();
     assert!(matches!(client.handle(&settled(2)), Err(SessionError::NotAsked { .. })));
     client.handle(&settled(1)).unwrap();
-    assert!(matches!(client.handle(&settled(1)), Err(SessionError::Repeated { .. })));
+    assert_eq!(client.handle(&settled(1)), Ok(SessionEvent::Again { round: RoundId(1) }));
 }

@@ -24,6 +24,7 @@ pub fn plan() -> Plan {
         step_order: StepOrder::Lockstep,
         weighting: Weighting::Samples,
         evaluate_every: 2,
+        pipeline: Pipeline { micro_batches: 4, staleness: 3 },
     }
 }
 
@@ -39,6 +40,7 @@ pub fn hello() -> Message {
         samples: 1000,
         eval_samples: 70_000,
         name: "alice".into(),
+        resume: Some(Resume { id: RunId { run: 77, start: 1 }, holds: Some(RoundId(3)) }),
     }
 }
 
@@ -53,13 +55,17 @@ pub fn messages() -> Vec<Message> {
             adapters: Encoding::INT8,
             client: 2,
             clients: 9,
+            id: RunId { run: 77, start: 2 },
+            resumed: true,
+            awaits: Some(Ask::Evaluate(RoundId(4))),
+            updated: Some(RoundId(4)),
         },
         Message::Refused { code: RefusalCode::Cut, reason: "cut".into() },
         Message::Train { round },
         Message::Evaluate { round },
         Message::Evaluated { round, sums: EvalSums { loss_sum: 1.5, scored: 300, correct: 20 } },
         Message::Settled { round, accepted: true, reason: "ok".into() },
-        Message::Finish { reason: "done".into() },
+        Message::Finish { adapter: RoundId(5), reason: "done".into() },
         Message::Goodbye { reason: "bye".into() },
     ]
 }
@@ -76,6 +82,8 @@ pub fn forward(labels: Vec<i32>) -> Frame {
         labels,
         (1..=12).collect(),
     )
+    .micro(3, 6)
+    .numbered(vec![10, 11])
 }
 
 pub fn limits() -> FrameLimits {

@@ -55,10 +55,14 @@ struct Bench {
 impl Bench {
     /// A run over three layers that start at zero.
     fn new(config: CoordinatorConfig) -> Self {
+        Self::resumed(config, Progress::default())
+    }
+
+    /// The same from what a server had saved.
+    fn resumed(config: CoordinatorConfig, start: Progress) -> Self {
         let global = layers(&[("0", 0.0), ("1", 0.0), ("2", 0.0)]);
         let contract = Contract::of(BASE, &global, WEIGHT_MAX);
-        let (start, strategy) = (RoundId(0), Box::new(FedAvg));
-        let coordinator = Coordinator::new(0, config, contract, strategy, start, global).unwrap();
+        let coordinator = Coordinator::new(0, config, contract, Box::new(FedAvg), start, global).unwrap();
         Self { coordinator, now_ms: 0 }
     }
 

@@ -105,23 +105,88 @@ fn a_newcomer_joins_the_next_round() {
     check_words(&next, &["commit 1", "accept 1 0", "broadcast 1 to 0,1", "train 2 0", "train 2 1"]);
 }
 
-/// Goal: a run resumes where it stopped. Method: from round 3 of 4; nobody trains 1 to 3 again.
+fn at(round: u32, evaluated: bool, skipped_in_a_row: u32) -> Progress {
+    Progress { round: RoundId(round), evaluated, skipped_in_a_row }
+}
+
+/// Goal: a run resumes where it stopped, and scores only what is due and was not scored. Method: rounds of a run of 4, of which
+/// every second is scored.
 #[test]
 fn a_run_resumes() {
+    let check = |start, expected: &[&str]| {
+        let mut bench = Bench::resumed(CoordinatorConfig { evaluate_every: 2, ..config(1, 4) }, start);
+        check_words(&bench.join(0, &["0"]), expected);
+    };
+    check(at(0, false, 0), &["broadcast 0 to 0", "evaluate 0 0"]);
+    check(at(0, true, 0), &["broadcast 0 to 0", "train 1 0"]);
+    check(at(1, false, 0), &["broadcast 1 to 0", "train 2 0"]);
+    check(at(2, false, 0), &["broadcast 2 to 0", "evaluate 2 0"]);
+    check(at(2, true, 0), &["broadcast 2 to 0", "train 3 0"]);
+    check(at(4, false, 0), &["broadcast 4 to 0", "evaluate 4 0"]);
+    check(at(4, true, 0), &["broadcast 4 to 0", "finish"]);
+}
+
+/// Goal: a run resumes with all its clients, not with the first that is back. Method: two of them, min_updates 1.
+#[test]
+fn a_run_resumes_with_everyone() {
+    let mut bench = Bench::resumed(CoordinatorConfig { min_updates: 1, ..config(2, 4) }, at(3, true, 0));
+    check_words(&bench.join(0, &["0"]), &[]);
+    assert_eq!(bench.coordinator.next_deadline_ms(), Some(JOIN_MS));
+    check_words(&bench.join(1, &["0"]), &["broadcast 3 to 0,1", "train 4 0", "train 4 1"]);
+}
+
+/// Goal: what is saved at a commit and at an evaluation is all that a new start needs. Method: a run that is started again from it
+/// at each of them does what the one that never stopped did.
+#[test]
+fn progress_is_all_that_a_new_start_needs() {
+    let config = || CoordinatorConfig { evaluate_every: 2, ..config(1, 3) };
+    let mut bench = Bench::new(config());
+    let mut again = bench.join(0, &["0"]);
+    let mut seen = Vec::new();
+    while !bench.coordinator.is_finished() {
+        let progress = bench.coordinator.progress();
+        let mut resumed = Bench::resumed(config(), progress);
+        let next = |actions: &[Action]| words(actions).last().cloned();
+        assert_eq!(next(&resumed.join(0, &["0"])), next(&again));
+        seen.push((progress.round.0, progress.evaluated));
+        again = match again.last().unwrap() {
+            Action::Evaluate { round, .. } => bench.score(0, round.0),
+            Action::Train { round, .. } => {
+                bench.good(0, round.0);
+                bench.server_part(round.0, vec![])
+            }
+            other => panic!("{other:?} ends nothing"),
+        };
+    }
+    assert_eq!(seen, [(0, false), (0, true), (1, false), (2, false), (2, true), (3, false)]);
+    assert_eq!(bench.coordinator.progress(), at(3, true, 0));
+}
+
+/// Goal: a server that is restarted between skips does not skip for ever. Method: two skips, a restart, one more; then another start.
+#[test]
+fn skips_are_counted_over_restarts() {
+    let mut bench = Bench::training(config(1, 10));
+    (1..SKIPPED_ROUNDS_MAX).for_each(|_| drop(bench.wait(DEADLINE_MS)));
+    let progress = bench.coordinator.progress();
+    assert_eq!(progress, at(2, false, 2));
+    let mut resumed = Bench::resumed(config(1, 10), progress);
+    resumed.join(0, &["0"]);
+    assert!(finish_reason(&resumed.wait(DEADLINE_MS)).contains("3 rounds in a row"));
+    let mut resumed = Bench::resumed(config(1, 10), resumed.coordinator.progress());
+    check_words(&resumed.join(0, &["0"]), &["broadcast 3 to 0", "train 4 0"]);
+    resumed.good(0, 4);
+    resumed.server_part(4, vec![]);
+    assert_eq!(resumed.coordinator.progress(), at(4, false, 0));
+}
+
+/// Goal: a start that does not fit the run is refused by name. Method: more rounds than there are; another adapter.
+#[test]
+fn a_start_is_checked() {
     let global = layers(&[("0", 5.0)]);
     let contract = Contract::of(BASE, &global, WEIGHT_MAX);
-    let resume = |start, rounds| {
-        let strategy = Box::new(FedAvg);
-        let (contract, global) = (contract.clone(), global.clone());
-        Coordinator::new(0, config(1, rounds), contract, strategy, RoundId(start), global)
-    };
-    let mut bench = Bench { coordinator: resume(3, 4).unwrap(), now_ms: 0 };
-    check_words(&bench.join(0, &["0"]), &["broadcast 3 to 0", "evaluate 3 0"]);
-    check_words(&bench.score(0, 3), &["scored 3 by 1", "train 4 0"]);
-    assert_eq!(resume(5, 4).err().expect("too far").field, "rounds");
-    let (wrong, strategy) = (layers(&[("9", 0.0)]), Box::new(FedAvg));
-    let error = Coordinator::new(0, config(1, 1), contract, strategy, RoundId(0), wrong);
-    assert_eq!(error.err().expect("a foreign adapter").field, "the starting adapter");
+    let start = |round, global| Coordinator::new(0, config(1, 4), contract.clone(), Box::new(FedAvg), at(round, false, 0), global);
+    assert_eq!(start(5, global).err().expect("too far").field, "rounds");
+    assert_eq!(start(0, layers(&[("9", 0.0)])).err().expect("a foreign adapter").field, "the starting adapter");
 }
 
 /// Goal: uniform weighting ignores what clients claim. Method: claims of 1 and 100.
