@@ -185,6 +185,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         link: LinkConfig::default(),
         out: out.into(),
         phases: false,
+        batch_bytes_max: 1 << 30,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Writes the corpora that fuzzing starts from: `seeds FOLDER`, a folder a target. Encoded here, so that a
 //! change of the protocol changes them with it; none may be refused by the decoder that it is for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use cutlayer_durable::{Saved, Store};
 use cutlayer_wire::*;
 
 fn main() -> std::io::Result<()> {
@@ -37,6 +39,22 @@ fn main() -> std::io::Result<()> {
     }
     for (name, happenings) in sessions() {
         write(folder, "session", name, &happenings.concat())?;
+    }
+    checkpoints(folder)
+}
+
+/// Whole, and without the checksum that the target puts to their end.
+fn checkpoints(folder: &Path) -> std::io::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let store = Store::open(scratch.path()).expect("a folder of ours");
+    let tensor = |shape: &[usize]| HostTensor { shape: shape.to_vec(), values: vec![f32::NAN; shape.iter().product()] };
+    let state = BTreeMap::from([("step".to_owned(), "7".to_owned())]);
+    for (name, tensors) in [("empty", vec![]), ("two", vec![("a", tensor(&[2, 3])), ("b.c", tensor(&[]))])] {
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+        store.save("read", 1, &Saved { state: state.clone(), tensors }).expect("a checkpoint of ours");
+        let bytes = std::fs::read(scratch.path().join("read.1.safetensors"))?;
+        write(folder, "checkpoint", name, &bytes)?;
+        write(folder, "checkpoint", &format!("{name}_open"), &bytes[..bytes.len() - blake3::OUT_LEN])?;
     }
     Ok(())
 }

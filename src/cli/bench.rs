@@ -6,10 +6,10 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cutlayer_lab::{BenchOptions, LabError, SHAPES, StepBench, Subject, bench_step, step_table};
+use cutlayer_lab::{BatchBench, BenchOptions, LabError, SHAPES, StepBench, Subject, batch_table, bench_batch, bench_step, step_table};
 use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_node::Stop;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     /// Where the time of a training step goes: a real server and a real client over loopback, or the uncut model
     Step(StepArgs),
+    /// What a server gains by computing the steps of waiting clients as one: tokens a second, one at a time and in batches
+    Batch(BatchArgs),
 }
 
 /// Arguments of `bench step`.
@@ -79,20 +81,66 @@ struct StepArgs {
     json: Option<PathBuf>,
 }
 
+/// Arguments of `bench batch`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cutlayer bench batch --shape smollm2-135m --cut 2 --clients 16 --tokens 45
+  cutlayer bench batch models/smollm --tokens 128 --ranks 4,8,16,32")]
+#[command(group = clap::ArgGroup::new("subject").required(true).args(["model", "shape"]))]
+struct BatchArgs {
+    /// Model folder as Hugging Face lays it out
+    #[arg(value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A named shape with random weights
+    #[arg(long, value_name = "NAME", value_parser = SHAPES)]
+    shape: Option<String>,
+    /// Blocks on the clients
+    #[arg(long, value_name = "BLOCKS", default_value_t = 2)]
+    cut: u16,
+    /// Clients, of one sequence each
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    clients: u32,
+    /// Tokens in each sequence
+    #[arg(long, value_name = "N", default_value_t = 45, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    tokens: u32,
+    /// Ranks of the adapters, separated by commas and given out in turn
+    #[arg(long, value_name = "RANKS", value_delimiter = ',', default_value = "8", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    ranks: Vec<u32>,
+    /// Projections with an adapter, separated by commas; without it, the two or one that PEFT takes for the family
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Rounds to measure, each with a step of every client both ways
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: u32,
+    /// Rounds before those
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    warmup: u32,
+    /// Memory for the tapes of one batch, in MiB, as `server.batch_memory_mib`
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(0..=1 << 40))]
+    batch_memory_mib: u64,
+    /// Where to compute: cpu, wgpu[:n], cuda[:n] or auto
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+    /// What frozen layers are held and multiplied in: f32, bf16 or, on a GPU, f16
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Also write the result here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 /// Measures.
 pub(crate) fn run(args: BenchArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
     match args.command {
         BenchCommand::Step(args) => step(args, output, threads),
+        BenchCommand::Batch(args) => batch(args, output, threads),
     }
 }
 
 fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
     let bench = StepBench {
-        subject: match (args.model, args.shape) {
-            (Some(folder), _) => Subject::Folder(folder),
-            (None, Some(name)) => Subject::Shape(name),
-            (None, None) => return Err(Failure::because(Exit::Usage, "give a model folder or --shape NAME")),
-        },
+        subject: subject(args.model, args.shape)?,
         cut: (!args.uncut).then_some(args.cut),
         sequences: args.sequences,
         tokens: args.tokens,
@@ -114,10 +162,41 @@ fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit>
             other => other.into(),
         })
     })?;
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(file, text).map_err(|error| Failure::because(Exit::Usage, format!("cannot write {}: {error}", file.display())))?;
-    }
+    write_json(args.json.as_deref(), &report)?;
     output.result(&report, &step_table(&report));
     Ok(Exit::Success)
+}
+
+fn batch(args: BatchArgs, output: &Output, threads: usize) -> anyhow::Result<Exit> {
+    let bench = BatchBench {
+        subject: subject(args.model, args.shape)?,
+        cut: args.cut,
+        clients: args.clients,
+        tokens: args.tokens,
+        ranks: args.ranks,
+        targets: args.targets,
+        rounds: args.rounds,
+        warmup: args.warmup,
+        batch_bytes_max: args.batch_memory_mib << 20,
+        device: args.device,
+        precision: args.precision,
+    };
+    let report = bench_batch(&bench, threads)?;
+    write_json(args.json.as_deref(), &report)?;
+    output.result(&report, &batch_table(&report));
+    Ok(Exit::Success)
+}
+
+fn subject(model: Option<PathBuf>, shape: Option<String>) -> anyhow::Result<Subject> {
+    match (model, shape) {
+        (Some(folder), _) => Ok(Subject::Folder(folder)),
+        (None, Some(name)) => Ok(Subject::Shape(name)),
+        (None, None) => Err(Failure::because(Exit::Usage, "give a model folder or --shape NAME")),
+    }
+}
+
+fn write_json(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    std::fs::write(file, text).map_err(|error| Failure::because(Exit::Usage, format!("cannot write {}: {error}", file.display())))
 }

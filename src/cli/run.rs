@@ -7,7 +7,7 @@ use super::exit::Exit;
 use super::output::Output;
 use anyhow::Context;
 use clap::Args;
-use cutlayer_lab::{RunOptions, resolve_labels, tables};
+use cutlayer_lab::{Chaos, RunOptions, resolve_labels, tables};
 use cutlayer_node::Stop;
 use std::path::PathBuf;
 
@@ -23,6 +23,10 @@ pub(crate) struct RunArgs {
     /// Folder that gets the run's folder
     #[arg(long, value_name = "DIR", default_value = "runs")]
     runs: PathBuf,
+    /// Let things go wrong, such as kill=1/2m,partition=5s: processes are killed and started again, networks cut; the adapter
+    /// stays what it would have been [key: chaos]
+    #[arg(long, value_name = "WHAT")]
+    chaos: Option<Chaos>,
     /// Print the resolved run file and run nothing
     #[arg(long)]
     dry_run: bool,
@@ -30,7 +34,8 @@ pub(crate) struct RunArgs {
 
 /// Runs it.
 pub(crate) fn run(args: RunArgs, output: &Output, cores: usize) -> anyhow::Result<Exit> {
-    let flags: Vec<String> = args.name.iter().map(|name| set("name", name)).collect();
+    let name = args.name.iter().map(|name| set("name", name));
+    let flags: Vec<String> = name.chain(args.chaos.iter().map(|chaos| set("chaos", chaos))).collect();
     let mut config = args.config.load(&flags)?;
     if args.dry_run {
         resolve_labels(&mut config)?;

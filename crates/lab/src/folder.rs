@@ -23,6 +23,9 @@ pub const ADAPTER_FOLDER: &str = "adapter";
 /// The processes' keys; removed when the run ends.
 pub const KEYS_FOLDER: &str = "keys";
 
+/// What processes keep to start again from; removed when the run ended well.
+pub const STATE_FOLDER: &str = "state";
+
 /// Numbered successors tried before giving up.
 const FOLDERS_MAX: u32 = 9999;
 
@@ -78,6 +81,11 @@ impl RunFolder {
         self.path.join(KEYS_FOLDER).join(process)
     }
 
+    /// What a process keeps to start again from.
+    pub fn state(&self, process: &str) -> PathBuf {
+        self.path.join(STATE_FOLDER).join(process)
+    }
+
     /// Saves the run file.
     pub fn save_config(&self, config: &RunConfig) -> Result<(), LabError> {
         let path = self.resolved();
@@ -100,11 +108,20 @@ impl RunFolder {
 
     /// Forgets the keys: they were this run's alone, and the folder may be passed on.
     pub(crate) fn remove_keys(&self) {
-        let keys = self.path.join(KEYS_FOLDER);
-        if let Err(error) = fs::remove_dir_all(&keys)
+        self.remove(KEYS_FOLDER, "it holds this run's private keys");
+    }
+
+    /// Clears what processes kept to start again from: the run is over.
+    pub(crate) fn remove_state(&self) {
+        self.remove(STATE_FOLDER, "nobody needs it any more");
+    }
+
+    fn remove(&self, part: &str, why: &str) {
+        let folder = self.path.join(part);
+        if let Err(error) = fs::remove_dir_all(&folder)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!("cannot remove {}: {error}; it holds this run's private keys", keys.display());
+            tracing::warn!("cannot remove {}: {error}; {why}", folder.display());
         }
     }
 }

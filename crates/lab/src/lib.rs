@@ -16,14 +16,20 @@ mod settings;
 mod shares;
 mod threads;
 
-pub use bench::{BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, bench_step, step_table, write_shape};
+pub use bench::{
+    BatchBench, BatchReport, BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, batch_table, bench_batch, bench_step,
+    step_table, write_shape,
+};
 pub use config::{
-    AdapterSection, CLIENTS_MAX, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection, Mode, ModelSection,
-    OptimizerName, OptimizerSection, PipelineMode, RunConfig, ServerSection, SplitSection, TaskName, TrainSection, data_folder,
+    AdapterSection, CLIENTS_MAX, Chaos, ChaosError, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection,
+    MishapKind, MishapRate, Mode, ModelSection, OptimizerName, OptimizerSection, PipelineMode, RunConfig, ServerSection, SplitSection,
+    TaskName, TrainSection, Victims, data_folder,
 };
 pub use error::LabError;
-pub use folder::{ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRICS_FILE, RESOLVED_FILE, RunFolder, SUMMARY_FILE};
+pub use folder::{
+    ADAPTER_FOLDER, KEYS_FOLDER, LOGS_FOLDER, MANIFEST_FILE, METRICS_FILE, RESOLVED_FILE, RunFolder, STATE_FOLDER, SUMMARY_FILE,
+};
 pub use manifest::{DataFile, EmulatedLink, GitState, Machine, Manifest};
-pub use run::{ClientRow, RoundRow, RunOptions, Show, Summary, describe, run, tables};
+pub use run::{ChaosCounts, ClientRow, RoundRow, RunOptions, Show, Summary, describe, run, tables};
 pub use shares::{client_data, data_of_client, held_out, resolve_labels};
 pub use threads::Threads;

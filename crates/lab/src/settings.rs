@@ -97,6 +97,7 @@ impl RunConfig {
             link: self.link_config(),
             out,
             phases: false,
+            batch_bytes_max: if self.server.batching { self.server.batch_memory_mib << 20 } else { 0 },
         })
     }
 

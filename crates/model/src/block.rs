@@ -3,7 +3,7 @@
 //! No gradient of a frozen weight is ever computed: frozen weights stand outside autodiff, which then keeps and computes
 //! nothing for them. Shapes: `n` tokens of all sequences, `d` hidden, `h` query heads, `k` key/value heads, `e` features per head.
 
-use crate::lora::Bound;
+use crate::bound::Bounds;
 use crate::ops::{Heads, Kernels};
 use crate::rows::Rows;
 use crate::spec::{BlockSpec, NormOrder, RotaryScaling, RotarySpec};
@@ -20,18 +20,16 @@ pub(crate) struct Linear {
 
 impl Linear {
     /// `x·W + b`, the adapters' terms where there are any, and `residual`.
-    pub fn forward(&self, kernels: Kernels, x_nd: Tensor<2>, residual: Option<Tensor<2>>, adapter: &Bound) -> Tensor<2> {
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
-        if adapter.has_dropout() {
-            // Each projection drops other features, so that their low-rank terms cannot share a product.
-            let delta = adapter.delta(&self.parts, &x_nd);
-            let added = match (delta, residual) {
-                (Some(delta), Some(residual)) => Some(delta + residual),
-                (delta, residual) => delta.or(residual),
-            };
-            return kernels.linear(x_nd, weight, bias, added, None);
-        }
-        kernels.linear(x_nd, weight, bias, residual, adapter.factors(&self.parts))
+    pub fn forward(&self, kernels: Kernels, x_nd: Tensor<2>, residual: Option<Tensor<2>>, adapters: &Bounds) -> Tensor<2> {
+        let (weight, bias) = (Some(self.weight.clone()), self.bias.clone());
+        let y = kernels.linear(x_nd.clone(), weight, bias, residual, adapters.factors(&self.parts));
+        let dropped = adapters.dropped(&self.parts, &x_nd);
+        dropped.into_iter().fold(y, |y, (x, factors)| kernels.linear(x, None, None, Some(y), Some(factors)))
+    }
+
+    /// `x·W + b`.
+    pub fn project(&self, kernels: Kernels, x_nd: Tensor<2>) -> Tensor<2> {
+        kernels.linear(x_nd, Some(self.weight.clone()), self.bias.clone(), None, None)
     }
 }
 
@@ -95,7 +93,7 @@ impl Surroundings {
 
 impl Block {
     /// `[n, d]` to `[n, d]`.
-    pub fn forward(&self, spec: &BlockSpec, hidden: Tensor<2>, around: &Surroundings, adapter: &Bound) -> Tensor<2> {
+    pub fn forward(&self, spec: &BlockSpec, hidden: Tensor<2>, around: &Surroundings, adapter: &Bounds) -> Tensor<2> {
         let kernels = around.kernels;
         match spec.norm_order {
             NormOrder::Pre => {
@@ -114,7 +112,7 @@ impl Block {
     }
 
     /// Attention of `x`, added to `residual`.
-    fn attend(&self, spec: &BlockSpec, x: Tensor<2>, residual: Tensor<2>, around: &Surroundings, adapter: &Bound) -> Tensor<2> {
+    fn attend(&self, spec: &BlockSpec, x: Tensor<2>, residual: Tensor<2>, around: &Surroundings, adapter: &Bounds) -> Tensor<2> {
         let heads = Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
         let kernels = around.kernels;
         let mut qkv = self.qkv.forward(kernels, x, None, adapter);
@@ -136,7 +134,7 @@ impl Block {
     }
 
     /// The feed-forward network of `x`, added to `residual`.
-    fn feed_forward(&self, spec: &BlockSpec, x: Tensor<2>, residual: Tensor<2>, kernels: Kernels, adapter: &Bound) -> Tensor<2> {
+    fn feed_forward(&self, spec: &BlockSpec, x: Tensor<2>, residual: Tensor<2>, kernels: Kernels, adapter: &Bounds) -> Tensor<2> {
         let (inner, down) = match &self.mlp {
             Mlp::Gated(both, down) => (kernels.gated(both.forward(kernels, x, None, adapter), spec.activation), down),
             Mlp::Plain(up, down) => (kernels.activate(up.forward(kernels, x, None, adapter), spec.activation), down),

@@ -3,11 +3,12 @@
 //! Logits exist only for the tokens that are scored, and of those only a chunk at a time: positions whose label is ignored cost nothing.
 
 use crate::block::{Linear, Norm};
-use crate::lora::{Bound, KEY_PREFIX, download};
+use crate::bound::{Bound, Bounds};
+use crate::lora::{KEY_PREFIX, download};
 use crate::ops::{Kernels, composed};
 use crate::rows::{Rows, indices};
 use crate::stage::Labels;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use cutlayer_wire::EvalSums;
 
 /// Labels below zero are not scored.
@@ -22,57 +23,93 @@ pub(crate) enum Head {
     Classifier { pooler: Linear, path: String },
 }
 
+/// What the sequences of one client are scored by.
+pub(crate) struct Part<'a> {
+    pub rows: &'a Rows,
+    pub labels: Labels<'a>,
+}
+
 /// Loss of one batch: what to differentiate, and the sums to report.
 pub(crate) struct Loss {
-    /// Mean over the scored positions, times the batch's share; `None` where none is scored.
+    /// The sum, over the clients, of the mean over a client's scored positions times its share; `None` where none is scored.
     pub objective: Option<Tensor<1>>,
-    pub sums: EvalSums,
+    /// Each client's.
+    pub sums: Vec<EvalSums>,
 }
 
 impl Head {
     /// Logits of every token `[n, v]`, or of every sequence `[sequences, classes]`.
-    pub fn logits(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, adapter: &Bound) -> Tensor<2> {
+    pub fn logits(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, adapter: &Bounds) -> Tensor<2> {
         match self {
             Head::LanguageModel { norm, table } => {
-                kernels.linear(norm.forward(kernels, hidden_nd), table.clone().transpose(), None, None, None)
+                kernels.linear(norm.forward(kernels, hidden_nd), Some(table.clone().transpose()), None, None, None)
             }
-            Head::Classifier { pooler, path } => classify(kernels, pooler, path, pick(hidden_nd, &rows.firsts()), adapter),
+            Head::Classifier { pooler, path } => {
+                let counts = [rows.lengths().len()];
+                classify(kernels, pooler, path, pick(hidden_nd, &rows.firsts()), &counts, adapter)
+            }
         }
     }
 
-    /// Mean cross-entropy over the scored labels: one per token, the token after it; or one per sequence, its class.
-    pub fn loss(&self, kernels: Kernels, hidden_nd: Tensor<2>, rows: &Rows, labels: Labels, adapter: &Bound) -> Loss {
-        let Labels { values: labels, share } = labels;
-        let scored: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] >= 0).collect();
-        if scored.is_empty() {
-            return Loss { objective: None, sums: EvalSums::default() };
+    /// Cross-entropy over the scored labels of each part, which is that of the adapter in its place: one per token, the token after it; or
+    /// one per sequence, its class.
+    pub fn loss(&self, kernels: Kernels, hidden_nd: Tensor<2>, parts: &[Part], adapters: &Bounds) -> Loss {
+        let (mut wanted, mut targets, mut weights, mut counts) = (vec![], vec![], vec![], vec![]);
+        for (part, (place, _)) in parts.iter().zip(adapters.iter()) {
+            let labels = part.labels.values;
+            let scored: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] >= 0).collect();
+            let firsts = match self {
+                Head::LanguageModel { .. } => None,
+                Head::Classifier { .. } => Some(part.rows.firsts()),
+            };
+            wanted.extend(scored.iter().map(|&i| place.start as u32 + firsts.as_ref().map_or(i as u32, |firsts| firsts[i])));
+            targets.extend(scored.iter().map(|&i| labels[i] as u32));
+            weights.extend(scored.iter().map(|_| (part.labels.share / scored.len() as f64) as f32));
+            counts.push(scored.len());
         }
-        let targets: Vec<u32> = scored.iter().map(|&i| labels[i] as u32).collect();
-        let targets = indices(&targets, &hidden_nd.device().inner());
+        if wanted.is_empty() {
+            return Loss { objective: None, sums: vec![EvalSums::default(); parts.len()] };
+        }
+        let device = hidden_nd.device().inner();
+        let classes = indices(&targets, &device);
         let (losses, best) = match self {
             Head::LanguageModel { norm, table } => {
-                let wanted: Vec<u32> = scored.iter().map(|&i| i as u32).collect();
-                kernels.projected_loss(norm.forward(kernels, pick(hidden_nd, &wanted)), table.clone(), targets.clone())
+                kernels.projected_loss(norm.forward(kernels, pick(hidden_nd, &wanted)), table.clone(), classes)
             }
             Head::Classifier { pooler, path } => {
-                let firsts = rows.firsts();
-                let wanted: Vec<u32> = scored.iter().map(|&i| firsts[i]).collect();
-                composed::cross_entropy(classify(kernels, pooler, path, pick(hidden_nd, &wanted), adapter), targets.clone())
+                composed::cross_entropy(classify(kernels, pooler, path, pick(hidden_nd, &wanted), &counts, adapters), classes)
             }
         };
         // The report is summed on the host in f64; the gradient takes the device's sum.
-        let loss_sum = download(losses.clone().inner()).into_iter().map(f64::from).sum();
-        let correct = best.equal(targets).int().sum().into_scalar::<i64>() as u64;
-        let objective = losses.mul_scalar(share / scored.len() as f64).sum();
-        Loss { objective: Some(objective), sums: EvalSums { loss_sum, scored: scored.len() as u64, correct } }
+        let (values, best) = (download(losses.clone().inner()), best.into_data().iter::<i64>().collect::<Vec<_>>());
+        let mut from = 0;
+        let sums = counts.into_iter().map(|count| {
+            let own = from..from + count;
+            from = own.end;
+            let loss_sum = values[own.clone()].iter().copied().map(f64::from).sum();
+            let correct = own.filter(|&i| best[i] == i64::from(targets[i])).count() as u64;
+            EvalSums { loss_sum, scored: count as u64, correct }
+        });
+        let sums = sums.collect();
+        let count = weights.len();
+        let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device).cast(losses.dtype());
+        Loss { objective: Some((losses * weights).sum()), sums }
     }
 }
 
-fn classify(kernels: Kernels, pooler: &Linear, path: &str, x_nd: Tensor<2>, adapter: &Bound) -> Tensor<2> {
-    let pooled = pooler.forward(kernels, x_nd, None, adapter).cast(DType::F32).tanh();
-    let weight = adapter.leaf(&format!("{KEY_PREFIX}{path}.weight")).expect("a classifier stage trains its classifier");
-    let bias = adapter.leaf(&format!("{KEY_PREFIX}{path}.bias")).expect("a classifier stage trains its classifier");
-    pooled.matmul(weight.clone().transpose()) + bias.clone()
+/// Each adapter has a classifier of its own, for its `counts` rows of `x`.
+fn classify(kernels: Kernels, pooler: &Linear, path: &str, x_nd: Tensor<2>, counts: &[usize], adapters: &Bounds) -> Tensor<2> {
+    let pooled = pooler.project(kernels, x_nd).cast(DType::F32).tanh();
+    let leaf = |adapter: &Bound, end: &str| {
+        adapter.leaf(&format!("{KEY_PREFIX}{path}.{end}")).expect("a classifier stage trains its classifier").clone()
+    };
+    let mut from = 0;
+    let logits = adapters.iter().zip(counts).filter(|(_, count)| **count > 0).map(|((_, adapter), &count)| {
+        let own = pooled.clone().narrow(0, from, count);
+        from += count;
+        own.matmul(leaf(adapter, "weight").transpose()) + leaf(adapter, "bias")
+    });
+    Tensor::cat(logits.collect(), 0)
 }
 
 fn pick(hidden_nd: Tensor<2>, tokens: &[u32]) -> Tensor<2> {

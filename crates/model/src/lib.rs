@@ -6,7 +6,9 @@
 #![allow(clippy::large_enum_variant, reason = "a tensor handle is some 200 bytes, and a model has a few hundred of these enums")]
 
 mod arch;
+mod batch;
 mod block;
+mod bound;
 mod device;
 pub mod encoding;
 mod export;
@@ -33,6 +35,7 @@ mod tensor_file;
 mod tokenizer_ids;
 
 pub use arch::{ConfigError, FAMILIES};
+pub use batch::{Joint, losses, tape_bytes};
 pub use burn::tensor::{Device, Tensor, TensorData};
 pub use device::{DeviceChoice, DeviceError, gemm_gflops};
 pub use export::{ExportDtype, ExportError, write_model};

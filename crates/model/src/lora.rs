@@ -3,6 +3,7 @@
 //! Parameters keep PEFT's names and shapes, `A [r, in]` and `B [out, r]`, so that what is trained, sent, averaged and
 //! saved is one thing. The dense product `A·B` is never formed.
 
+use crate::bound::Bound;
 use crate::optimizer::decimal;
 use crate::spec::{HeadSpec, LinearSpec, ModelSpec};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -235,13 +236,8 @@ impl Adapter {
         let leaf = |parameter: &Parameter| {
             if train { parameter.value.clone().autodiff().require_grad() } else { parameter.value.clone() }
         };
-        Bound {
-            scale: self.scale,
-            dropout: if train { self.dropout } else { 0.0 },
-            dropout_seed,
-            activations,
-            leaves: self.parameters.iter().map(|(key, parameter)| (key.clone(), leaf(parameter))).collect(),
-        }
+        let leaves = self.parameters.iter().map(|(key, parameter)| (key.clone(), leaf(parameter))).collect();
+        Bound::new(leaves, self.scale, if train { self.dropout } else { 0.0 }, dropout_seed, activations)
     }
 }
 
@@ -266,92 +262,4 @@ fn upload(tensor: &HostTensor, device: &Device) -> Tensor<2> {
 /// A tensor's values on the host, row major.
 pub(crate) fn download<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as::<f32>().expect("a float tensor reads as f32")
-}
-
-/// An adapter during one step; holds the leaves whose gradients the step takes.
-#[derive(Clone, Debug)]
-pub(crate) struct Bound {
-    scale: f64,
-    dropout: f64,
-    dropout_seed: u64,
-    /// What the factors are cast to where they meet activations.
-    activations: DType,
-    pub(crate) leaves: BTreeMap<String, Tensor<2>>,
-}
-
-impl Bound {
-    /// The same without gradients.
-    pub(crate) fn inner(&self) -> Self {
-        let leaves = self.leaves.iter().map(|(key, leaf)| (key.clone(), leaf.clone().inner())).collect();
-        Self { leaves, ..*self }
-    }
-
-    /// Whether adapters drop features of their input in this step.
-    pub(crate) fn has_dropout(&self) -> bool {
-        self.dropout > 0.0
-    }
-
-    fn pair(&self, path: &str) -> Option<(Tensor<2>, Tensor<2>)> {
-        let (a, b) = (self.leaves.get(&key_a(path))?.clone(), self.leaves.get(&key_b(path))?.clone().mul_scalar(self.scale));
-        Some((a.cast(self.activations), b.cast(self.activations)))
-    }
-
-    /// The adapters of projections that stand side by side, of these paths and widths, as one pair: `A [r, in]` of all stacked, and
-    /// `B [out, r]` block by block with the scale in it. `None` where none has an adapter.
-    pub(crate) fn factors(&self, parts: &[(String, usize)]) -> Option<(Tensor<2>, Tensor<2>)> {
-        let pairs: Vec<_> = parts.iter().map(|(path, _)| self.pair(path)).collect();
-        let ranks: Vec<usize> = pairs.iter().map(|pair| pair.as_ref().map_or(0, |(a, _)| a.dims()[0])).collect();
-        let rank: usize = ranks.iter().sum();
-        if let [Some((a, b))] = &pairs[..] {
-            return Some((a.clone(), b.clone()));
-        }
-        let device = pairs.iter().flatten().next()?.0.device().inner();
-        let zeros =
-            |rows: usize, columns: usize| (columns > 0).then(|| Tensor::<2>::zeros([rows, columns], &device).cast(self.activations));
-        let mut before = 0;
-        let mut blocks = vec![];
-        for ((pair, own), (_, outputs)) in pairs.iter().zip(ranks).zip(parts) {
-            let b = pair.as_ref().map(|(_, b)| b.clone());
-            let row: Vec<_> = [zeros(*outputs, before), b, zeros(*outputs, rank - before - own)].into_iter().flatten().collect();
-            blocks.push(Tensor::cat(row, 1));
-            before += own;
-        }
-        Some((Tensor::cat(pairs.into_iter().flatten().map(|(a, _)| a).collect(), 0), Tensor::cat(blocks, 0)))
-    }
-
-    /// The low-rank terms `s·(x·Aᵀ)·Bᵀ` of projections side by side, each with a dropout of its own, or `None` where none has one.
-    pub(crate) fn delta(&self, parts: &[(String, usize)], x_nd: &Tensor<2>) -> Option<Tensor<2>> {
-        let [n, _] = x_nd.dims();
-        let term = |path: &String| {
-            let (a, b) = self.pair(path)?;
-            Some((x_nd.clone() * self.dropout_mask(path, x_nd).cast(self.activations)).matmul(a.transpose()).matmul(b.transpose()))
-        };
-        let terms: Vec<Option<Tensor<2>>> = parts.iter().map(|(path, _)| term(path)).collect();
-        terms.iter().any(Option::is_some).then(|| {
-            let device = x_nd.device().inner();
-            let all = terms
-                .into_iter()
-                .zip(parts)
-                .map(|(term, (_, outputs))| term.unwrap_or_else(|| Tensor::<2>::zeros([n, *outputs], &device).cast(self.activations)));
-            Tensor::cat(all.collect(), 1)
-        })
-    }
-
-    /// Zero with probability `dropout`, else `1 / (1 - dropout)`: inverted dropout, the same on every device for one seed.
-    fn dropout_mask(&self, path: &str, x_nd: &Tensor<2>) -> Tensor<2> {
-        let [n, d] = x_nd.dims();
-        let mut random = random_for(self.dropout_seed, path);
-        let kept = (1.0 / (1.0 - self.dropout)) as f32;
-        // A feature is dropped where the random word is below its share of all words.
-        let share = (self.dropout * f64::from(u32::MAX)) as u32;
-        let mut words = vec![0u32; n * d];
-        random.fill(&mut words[..]);
-        let values: Vec<f32> = words.into_iter().map(|word| if word < share { 0.0 } else { kept }).collect();
-        Tensor::from_data(TensorData::new(values, [n, d]), &x_nd.device().inner())
-    }
-
-    /// The trained tensor at `key`.
-    pub(crate) fn leaf(&self, key: &str) -> Option<&Tensor<2>> {
-        self.leaves.get(key)
-    }
 }

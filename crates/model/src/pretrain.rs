@@ -4,7 +4,9 @@
 
 use crate::arch::{self, ConfigError};
 use crate::block::Surroundings;
+use crate::bound::Bounds;
 use crate::frozen::{Frozen, LoadError, expected};
+use crate::head::Part;
 use crate::lora::{Adapter, AdapterError, normal, random_for};
 use crate::ops::Kernels;
 use crate::optimizer::{self, Gradients};
@@ -80,13 +82,14 @@ impl Pretrainer {
 
     fn run(&self, ids: &[u32], rows: &Rows, labels: &[i32], train: bool) -> Result<(EvalSums, Gradients), PretrainError> {
         let bound = self.weights.bind(train, 0, DType::F32);
+        let bounds = Bounds::one(bound.clone(), rows.tokens());
         let model = Frozen::on(&self.spec, &bound.leaves, &self.device)?;
         let around = Surroundings::new(&self.spec.block, rows, Kernels::Composed, DType::F32, &self.device);
         let mut hidden = model.embed(ids, rows);
         for index in 0..self.spec.blocks {
-            hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bound);
+            hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bounds);
         }
-        let loss = model.head().loss(Kernels::Composed, hidden, rows, labels.into(), &bound);
+        let loss = model.head().loss(Kernels::Composed, hidden, &[Part { rows, labels: labels.into() }], &bounds);
         let mut gradients: Gradients = BTreeMap::new();
         if let (true, Some(objective)) = (train, loss.objective) {
             let mut taken = objective.backward();
@@ -94,7 +97,7 @@ impl Pretrainer {
                 gradients.extend(leaf.grad_remove(&mut taken).map(|gradient| (name.clone(), gradient)));
             }
         }
-        Ok((loss.sums, gradients))
+        Ok((loss.sums[0], gradients))
     }
 }
 

@@ -44,6 +44,11 @@ impl Rows {
         Ok(Self { lengths: lengths.to_vec() })
     }
 
+    /// The sequences of several batches, each checked before.
+    pub(crate) fn joined(lengths: &[u32]) -> Self {
+        Self { lengths: lengths.to_vec() }
+    }
+
     /// Length of each sequence, in tokens.
     pub fn lengths(&self) -> &[u32] {
         &self.lengths

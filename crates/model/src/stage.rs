@@ -4,9 +4,10 @@
 //! the one that starts at the tokens and ends at the loss.
 
 use crate::block::Surroundings;
+use crate::bound::Bounds;
 use crate::frozen::Frozen;
-use crate::head::Loss;
-use crate::lora::{Adapter, AdapterError, Bound, shapes};
+use crate::head::{Loss, Part};
+use crate::lora::{Adapter, AdapterError, shapes};
 use crate::optimizer::{self, Gradients};
 use crate::rows::Rows;
 use burn::tensor::{DType, Tensor};
@@ -124,12 +125,22 @@ pub enum Mode {
     Evaluate,
 }
 
+impl Mode {
+    /// Whether a tape is kept, and the seed of the dropout.
+    pub(crate) fn split(self) -> (bool, u64) {
+        match self {
+            Mode::Train { dropout_seed } => (true, dropout_seed),
+            Mode::Evaluate => (false, 0),
+        }
+    }
+}
+
 /// What the forward pass of a step keeps for its backward.
 struct Tape {
     /// The input, where upstream wants its gradient.
     leaf: Option<Tensor<2>>,
     output: Tensor<2>,
-    adapter: Bound,
+    adapter: Bounds,
     /// With checkpointing: the input of each block, from which the block is run again.
     checkpoints: Option<Checkpoints>,
 }
@@ -265,7 +276,9 @@ impl Stage {
         let tracked = mode != Mode::Evaluate && (tape.output.is_tracked() || tape.checkpoints.is_some());
         let top = tape.output.clone().inner();
         let top = if tracked { top.autodiff().require_grad() } else { top };
-        let Loss { objective, sums } = self.frozen.head().loss(self.frozen.kernels(), top.clone(), rows, labels, &tape.adapter);
+        let scored = [Part { rows, labels }];
+        let Loss { objective, sums } = self.frozen.head().loss(self.frozen.kernels(), top.clone(), &scored, &tape.adapter);
+        let sums = sums[0];
         self.times.loss = self.lap(started);
         if !sums.loss_sum.is_finite() {
             return Err(StageError::Diverged { step, loss: sums.loss_sum.to_string() });
@@ -316,7 +329,7 @@ impl Stage {
         self.gradients.clear();
     }
 
-    fn check_room(&self, id: TapeId, mode: Mode) -> Result<(), StageError> {
+    pub(crate) fn check_room(&self, id: TapeId, mode: Mode) -> Result<(), StageError> {
         match mode {
             Mode::Train { .. } if self.tapes.len() + self.gradients.len() >= TAPES_MAX => Err(StageError::TooManyTapes { step: id.step }),
             _ => Ok(()),
@@ -324,11 +337,8 @@ impl Stage {
     }
 
     fn run(&self, step: StepId, blocks: Range<usize>, input: Input, rows: &Rows, mode: Mode) -> Result<Tape, StageError> {
-        let (train, dropout_seed) = match mode {
-            Mode::Train { dropout_seed } => (true, dropout_seed),
-            Mode::Evaluate => (false, 0),
-        };
-        let adapter = self.adapter.bind(train, dropout_seed, self.frozen.activations());
+        let (train, dropout_seed) = mode.split();
+        let adapter = Bounds::one(self.adapter.bind(train, dropout_seed, self.frozen.activations()), rows.tokens());
         let (leaf, mut output) = self.enter(step, input, rows, train)?;
         let spec = &self.frozen.spec().block;
         let around = Surroundings::new(spec, rows, self.frozen.kernels(), self.frozen.activations(), self.frozen.device());
@@ -376,7 +386,7 @@ impl Stage {
         started.elapsed()
     }
 
-    fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<2>>, Tensor<2>), StageError> {
+    pub(crate) fn enter(&self, step: StepId, input: Input, rows: &Rows, train: bool) -> Result<(Option<Tensor<2>>, Tensor<2>), StageError> {
         match input {
             Input::Tokens(ids) => {
                 let vocab = self.frozen.spec().vocab;
@@ -404,7 +414,7 @@ impl Stage {
         }
     }
 
-    fn check_labels(&self, step: StepId, rows: &Rows, labels: &[i32]) -> Result<(), StageError> {
+    pub(crate) fn check_labels(&self, step: StepId, rows: &Rows, labels: &[i32]) -> Result<(), StageError> {
         let (count, bound) = self.frozen.label_bounds(rows);
         if labels.len() != count {
             return Err(StageError::Shape { step, found: vec![labels.len()], expected: vec![count] });
@@ -415,10 +425,21 @@ impl Stage {
         }
     }
 
-    fn differentiate(&mut self, id: TapeId, loss: Tensor<1>, leaf: Option<Tensor<2>>, adapter: &Bound) -> Option<Tensor<2>> {
+    /// Adds to what waits for the update of a step.
+    pub(crate) fn keep(&mut self, id: TapeId, gradients: Gradients) {
+        self.gradients.entry(id).or_default().extend(gradients);
+    }
+
+    /// Whether its steps cannot be part of a batch: they are run in parts, or timed.
+    pub(crate) fn goes_alone(&self) -> bool {
+        self.checkpointing || self.timed
+    }
+
+    fn differentiate(&mut self, id: TapeId, loss: Tensor<1>, leaf: Option<Tensor<2>>, adapter: &Bounds) -> Option<Tensor<2>> {
         let mut taken = loss.backward();
-        let gradients = self.gradients.entry(id).or_default();
-        gradients.extend(adapter.leaves.iter().filter_map(|(key, leaf)| Some((key.clone(), leaf.grad_remove(&mut taken)?))));
+        for (_, bound) in adapter.iter() {
+            self.keep(id, bound.take_gradients(&mut taken));
+        }
         leaf.filter(Tensor::is_require_grad).and_then(|leaf| leaf.grad_remove(&mut taken))
     }
 }

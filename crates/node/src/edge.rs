@@ -2,22 +2,22 @@
 //!
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
-use crate::answers::{Answers, Known};
+mod steps;
+
+use crate::answers::Answers;
 use crate::auto::Encodings;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
-use crate::phases::{Phase, PhaseClock, Phases};
-use crate::schedule::{Sender, StepClock, frame_seed};
+use crate::phases::{PhaseClock, Phases};
 use crate::side::load_whole;
-use crate::visits::{Remembered, samples};
+use crate::visits::Remembered;
 use cutlayer_federation::{Source, Update};
-use cutlayer_model::{Device, Frozen, Input, Labels, Mode, ModelFolder, Moments, Parts, Rows, Stage, TapeId, Tensor, encoding, lora};
-use cutlayer_wire::{
-    AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId,
-};
+use cutlayer_model::{Device, Frozen, ModelFolder, Moments, Parts, Rows, Stage, TapeId, lora};
+use cutlayer_wire::{AdapterState, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+pub(crate) use steps::{Opened, share};
 
 /// What a client did in the round, as the server saw it: the bound on the weight it may claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,14 +74,6 @@ pub(crate) struct EdgeState {
     pub clients: BTreeMap<u32, Moments>,
     /// The shared part and what its optimizer knows.
     pub shared: Option<(AdapterState, Moments)>,
-}
-
-/// What a step's frame came to.
-pub(crate) struct Opened {
-    /// What the client is owed.
-    pub answer: Frame,
-    /// Whether the step is over on this side: the optimizer stepped, now or when it came before.
-    pub over: bool,
 }
 
 impl Edge {
@@ -248,133 +240,6 @@ impl Edge {
         Ok(())
     }
 
-    /// Answers the frame that opens a step: the gradient or the sums, or hidden states for a U-shaped client.
-    pub fn open(&mut self, client: u32, frame: &Frame) -> Result<Opened, NodeError> {
-        let header = frame.header;
-        if let Some(answer) = self.answered(client, frame)? {
-            let over = answer.header.kind != FrameKind::Hidden;
-            return Ok(Opened { answer, over });
-        }
-        let answer = self.compute(client, frame)?;
-        let (remembered, seat) = self.seat_of(client);
-        seat.answers.keep(frame, remembered, &answer);
-        let over = answer.header.kind != FrameKind::Hidden && !seat.begun.contains_key(&header.step.index());
-        Ok(Opened { answer, over })
-    }
-
-    /// The answer to a step that came before, or that comes too late; `None` where it is to be computed.
-    fn answered(&mut self, client: u32, frame: &Frame) -> Result<Option<Frame>, NodeError> {
-        let (header, installed) = (frame.header, self.installed);
-        let hidden = self.frozen.spec().hidden;
-        let (remembered, seat) = self.seat_of(client);
-        match seat.answers.opened(frame, remembered) {
-            Known::New => {}
-            Known::Answer(answer) => {
-                // Both sides remember alike, also what is not computed with.
-                if let Some(known) = seat.known.activations() {
-                    known.unpack(&frame.payload, &frame.lengths, hidden)?;
-                }
-                return Ok(Some(answer));
-            }
-            Known::Refused(reason) => return Ok(Some(Frame::failed(&header, reason))),
-        }
-        let current = if header.flags.has(FrameFlags::TRAIN) { seat.round } else { Some(installed) };
-        Ok((current != Some(header.round)).then(|| Frame::failed(&header, "the round went on while this step waited")))
-    }
-
-    fn seat_of(&mut self, client: u32) -> (bool, &mut Seat) {
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        (seat.encodings.activations.differences().is_some(), seat)
-    }
-
-    fn compute(&mut self, client: u32, frame: &Frame) -> Result<Frame, NodeError> {
-        let header = frame.header;
-        let (step, train) = (header.step, header.flags.has(FrameFlags::TRAIN));
-        let tape = TapeId { client, step };
-        let rows = Rows::new(&frame.lengths, self.frozen.spec().positions_max)?;
-        self.clock.start();
-        let hidden = self.read_opening(client, frame, &rows)?;
-        self.clock.end(Phase::Decode);
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let clock = StepClock::of(step);
-        let mode = if train { Mode::Train { dropout_seed: clock.dropout_seed(&self.plan, client) } } else { Mode::Evaluate };
-        let input = Input::Hidden(hidden, train && header.flags.has(FrameFlags::NEEDS_GRADIENT));
-        let blocks = seat.blocks.clone();
-        if train {
-            seat.work.sequences += frame.lengths.len() as u64;
-            seat.work.tokens += u64::from(header.tokens);
-        }
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        if !seat.head {
-            let hidden = stage.forward(tape, blocks, input, &rows, mode)?;
-            self.clock.end(Phase::Forward);
-            if train {
-                seat.doing.insert(step, rows);
-            }
-            let encoding = seat.encodings.activations.forgetful();
-            let payload = self.write(client, step, FrameKind::Hidden, encoding, hidden)?;
-            self.clock.end(Phase::Encode);
-            return Ok(Frame::hidden(&header, encoding, payload));
-        }
-        self.clock.start_loss(stage);
-        let labels = Labels { values: &frame.labels, share: share(&frame.labels, header.micro_batches, header.step_scored) };
-        let (sums, gradient) = stage.loss(tape, blocks, input, &rows, labels, mode)?;
-        self.clock.end_loss(stage);
-        if train {
-            seat.work.scored = Some(seat.work.scored.unwrap_or(0) + sums.scored);
-            self.landed(client, frame);
-            self.clock.end(Phase::Optimizer);
-        }
-        let answer = self.answer(client, frame, gradient.filter(|_| train), sums)?;
-        self.clock.end(Phase::Encode);
-        Ok(answer)
-    }
-
-    /// Answers the gradient of a U-shaped step with the gradient at the cut.
-    pub fn close(&mut self, client: u32, opened: &Frame, gradient: &Frame) -> Result<Opened, NodeError> {
-        let step = opened.header.step;
-        let tape = TapeId { client, step };
-        let (_, seat) = self.seat_of(client);
-        if let Known::Answer(answer) = seat.answers.closed(step) {
-            return Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) });
-        }
-        if seat.round != Some(opened.header.round) {
-            let answer = Frame::failed(&opened.header, "the round went on while this step waited");
-            return Ok(Opened { answer, over: true });
-        }
-        let rows = seat.doing.remove(&step).ok_or(cutlayer_model::StageError::NoTape { step })?;
-        self.clock.start();
-        let gradient = self.read(step, gradient, &rows)?;
-        self.clock.end(Phase::Decode);
-        let seat = self.seats.get_mut(&client).expect("looked up above");
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let upstream = stage.backward(tape, gradient)?;
-        self.clock.end(Phase::Backward);
-        self.landed(client, opened);
-        self.clock.end(Phase::Optimizer);
-        let answer = self.answer(client, opened, upstream, EvalSums::default())?;
-        self.clock.end(Phase::Encode);
-        let (_, seat) = self.seat_of(client);
-        seat.answers.keep_last(step, &answer);
-        Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) })
-    }
-
-    /// The gradients of a micro-batch are here: with the last of its step, the optimizer steps.
-    fn landed(&mut self, client: u32, opened: &Frame) {
-        let step = opened.header.step;
-        let seat = self.seats.get_mut(&client).expect("a session has a seat until it ends");
-        let landed = seat.begun.entry(step.index()).or_default();
-        landed.push(step);
-        if landed.len() < usize::from(opened.header.micro_batches) {
-            return;
-        }
-        seat.begun.remove(&step.index());
-        let stage = seat.own.as_mut().or(self.shared.as_mut()).expect("one of the two adapters");
-        let (first, last) = step.siblings().into_inner();
-        let steps = TapeId { client, step: first }..=TapeId { client, step: last };
-        stage.update(steps, &self.plan.optimizer, StepClock::of(step).learning_rate(&self.plan));
-    }
-
     /// The server's part of a round: each client's own adapter, or the one that all share. The federation weighs them.
     pub fn parts(&self, round: RoundId, peers: &[PeerId]) -> Vec<Update> {
         if let Some(shared) = &self.shared {
@@ -386,22 +251,6 @@ impl Edge {
         let all: BTreeMap<PeerId, AdapterState> = seated.chain(self.departed.iter().cloned()).collect();
         let counted = all.into_iter().filter(|(peer, _)| peers.contains(peer));
         counted.map(|(peer, tensors)| Update { source: Source::Client(peer), round, weight: 0.0, tensors }).collect()
-    }
-
-    fn answer(&mut self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
-        let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
-        let step = opened.header.step;
-        let seed = frame_seed(&self.plan, client, step, FrameKind::Gradient, Sender::Server);
-        let (_, seat) = self.seat_of(client);
-        let encoding = seat.encodings.gradients;
-        let payload = match seat.known.gradients() {
-            None => self.write(client, step, FrameKind::Gradient, encoding, gradient)?,
-            Some(feedback) => {
-                let [_, width] = gradient.dims();
-                feedback.pack(&samples(&opened.samples, &opened.lengths), &encoding::values(gradient), width, seed)?
-            }
-        };
-        Ok(Frame::gradient(&opened.header, encoding, sums, payload))
     }
 
     fn stage(&self, blocks: Range<usize>, head: bool) -> Result<Stage, NodeError> {
@@ -416,37 +265,6 @@ impl Edge {
         let shapes = lora::shapes(self.frozen.spec(), &self.plan.adapter, blocks, head, self.labels);
         shapes.expect("the plan's targets were checked at the start").into_keys().collect()
     }
-
-    fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
-        let seed = frame_seed(&self.plan, client, step, kind, Sender::Server);
-        encoding::encode(encoding, tensor, seed).map_err(|source| NodeError::Tensor { step, source })
-    }
-
-    /// The activations that open a step: what the client's samples differ by, where they are remembered.
-    fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
-        let step = frame.header.step;
-        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.activations()) else {
-            return self.read(step, frame, rows);
-        };
-        let hidden = self.frozen.spec().hidden;
-        let values = known.unpack(&frame.payload, &frame.lengths, hidden)?;
-        encoding::tensor(values, hidden, self.frozen.device()).map_err(|source| NodeError::Tensor { step, source })
-    }
-
-    fn read(&self, step: StepId, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
-        encoding::decode(frame.header.encoding, &frame.payload, rows.tokens(), self.frozen.spec().hidden, self.frozen.device())
-            .map_err(|source| NodeError::Tensor { step, source })
-    }
-}
-
-/// The part of a step's scored labels that a micro-batch has; 1 for a step that is one batch.
-pub(crate) fn share(labels: &[i32], micro_batches: u16, step_scored: u32) -> f64 {
-    let scored = labels.iter().filter(|label| **label >= 0).count() as f64;
-    if micro_batches <= 1 || scored == 0.0 {
-        return 1.0;
-    }
-    // A sender that counts too few would make its own step larger than it is.
-    scored / f64::from(step_scored).max(scored)
 }
 
 /// The tensors of `global` that `stage` trains.

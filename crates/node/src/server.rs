@@ -3,6 +3,7 @@
 //! The federation's coordinator decides; this file carries out. `session` is one client's connection.
 
 mod admission;
+mod queue;
 mod roster;
 mod session;
 
@@ -24,6 +25,7 @@ use cutlayer_transport::{AllowList, Identity, LinkConfig, Server};
 use cutlayer_wire::{
     AdapterState, BaseHash, Encoding, EvalSums, Message, PeerId, Plan, RefusalCode, RoundId, RunId, ServerAdapters, StepOrder,
 };
+use queue::StepQueue;
 use roster::{Command, Roster};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -86,6 +88,9 @@ pub struct ServeConfig {
     pub out: PathBuf,
     /// Whether to time the phases of each step and tell of them; on a GPU that costs the time to wait for it at each.
     pub phases: bool,
+    /// Bytes that the tapes of steps of different clients may take together, to be computed as one; 0 computes one step at a time. Only where
+    /// each client has an adapter of its own on the server.
+    pub batch_bytes_max: u64,
 }
 
 /// What a run came to.
@@ -112,6 +117,7 @@ pub(crate) struct Hub {
     pub id: RunId,
     pub reconnect: Duration,
     pub edge: Compute<Edge>,
+    pub steps: StepQueue,
     pub turns: Turns,
     pub roster: Roster,
     pub events: EventSink,
@@ -130,7 +136,7 @@ impl Hub {
         let train: Vec<(u32, RoundId)> = train.collect();
         let Some((_, round)) = train.first() else { return Ok(()) };
         let (clients, round): (Vec<u32>, RoundId) = (train.iter().map(|(client, _)| *client).collect(), *round);
-        // Who has an adapter of its own meets nobody else's steps: their order changes nothing.
+        // Only on a shared adapter does a step depend on those before it.
         if self.plan.step_order == StepOrder::Lockstep && self.plan.server_adapters == ServerAdapters::Shared {
             self.turns.begin(clients.iter().copied());
         }
@@ -189,6 +195,9 @@ pub async fn serve(
         edge.timed(phases).resumed(round, kept)
     };
     let edge = Compute::start("edge", load).await?;
+    // Steps on a shared adapter follow one another, and those whose phases are timed have a time each.
+    let alone = config.phases || config.plan.server_adapters == ServerAdapters::Shared;
+    let steps = StepQueue::new(edge.clone(), if alone { 0 } else { config.batch_bytes_max });
     let server = Server::bind(config.listen, identity, allow.clone(), &config.link)?;
     events(Event::Listening { addr: server.local_addr().to_string(), peer_id: identity.peer_id().to_hex() });
     if resumed {
@@ -207,6 +216,7 @@ pub async fn serve(
         id: RunId { run: about.run, start: about.starts },
         reconnect: config.reconnect,
         edge,
+        steps,
         turns: Turns::default(),
         roster: Roster::new(allow, config.clients_expected, given),
         events,

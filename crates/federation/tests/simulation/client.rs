@@ -1,26 +1,28 @@
-//! A client: wire's session machine, a toy model, and a life of connections.
+//! A client: wire's session machine, a toy model, and a life of connections and processes.
 //!
 //! It knows no network and no clock: it hears of things and answers with effects. One that is honest must
-//! never find the server out of order; that is asserted here.
+//! never find the server out of order; that is asserted here. What it does when it is asked is in `work.rs`.
 
 use std::collections::VecDeque;
 
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, ClientSession, CutPoint, Encoding, EncodingPart, EvalSums, Frame, FrameFlags, FrameHeader,
-    FrameKind, FrameLimits, Message, PROTOCOL_VERSION, RoundId, SessionError, SessionEvent, Weighting,
+    AdapterFrame, AdapterLimits, AdapterState, Ask, ClientSession, CutPoint, Encoding, EncodingPart, Message, PROTOCOL_VERSION, Resume,
+    RoundId, RunId, SessionEvent, StepId,
 };
 
-use crate::bytes::{Lane, Packet, read_adapter, read_control, read_frame};
-use crate::mischief;
+use crate::bytes::{Lane, Packet, read_adapter, read_control};
 use crate::network::Connection;
 use crate::random::Random;
 use crate::scenario::{ClientPlan, Scenario, Temper};
-use crate::toy::{self, At, BASE, HIDDEN, LAYERS, VALUES};
+use crate::toy::{BASE, HIDDEN, LAYERS, VALUES};
+use crate::work::{Doing, Mind, Saved};
 
 /// Connections that a client tries before it gives up.
-const ATTEMPTS_MAX: u32 = 30;
+pub const ATTEMPTS_MAX: u32 = 150;
 /// The longest wait between two of them.
-const BACKOFF_MS: u64 = 600;
+pub const BACKOFF_MS: u64 = 600;
+/// The longest before the first after a loss.
+const FIRST_MS: u64 = 60;
 
 /// Something that a client wants done.
 #[derive(Clone, Debug)]
@@ -49,31 +51,10 @@ pub enum Effect {
 pub enum Ending {
     /// The server said that the run is over.
     Told,
+    /// The server said that it does not fit the run.
+    Refused,
     /// It could not connect any more.
     GaveUp,
-}
-
-/// What a client was asked to do.
-#[derive(Clone, Debug)]
-struct Work {
-    round: RoundId,
-    from: RoundId,
-    train: bool,
-    sums: EvalSums,
-    sequences: u64,
-    index: u32,
-}
-
-/// What a client is in the middle of.
-#[derive(Clone, Debug)]
-enum Doing {
-    Nothing,
-    /// The adapter is not here yet.
-    Adopting(Work),
-    /// Half a step is computed.
-    Computing(Work),
-    /// The server has the step with this header.
-    Waiting(Work, FrameHeader),
 }
 
 pub struct Client {
@@ -83,25 +64,40 @@ pub struct Client {
     pub ending: Option<Ending>,
     pub accepted: Vec<RoundId>,
     pub superseded: u32,
-    seed: u64,
-    eval_steps: u32,
-    run: cutlayer_wire::Plan,
-    encodings: (Encoding, Encoding),
+    /// Updates and scores that were sent again.
+    pub sent_again: u32,
+    pub(crate) seed: u64,
+    pub(crate) eval_steps: u32,
+    pub(crate) run: cutlayer_wire::Plan,
+    pub(crate) encodings: (Encoding, Encoding),
     /// The number that the server gave it.
-    number: u32,
-    session: ClientSession,
+    pub(crate) number: u32,
+    pub(crate) session: ClientSession,
+    /// While this connection's Welcome is awaited; it becomes the session unless the server still knows that.
+    handshake: Option<ClientSession>,
+    /// Who welcomed the session.
+    welcomed: Option<RunId>,
     /// Heard, not yet taken in.
     words: VecDeque<Message>,
     /// Taken in, not yet done.
     orders: VecDeque<SessionEvent>,
-    adapters: VecDeque<AdapterFrame>,
-    own: AdapterState,
-    doing: Doing,
+    pub(crate) adapters: VecDeque<AdapterFrame>,
+    pub(crate) own: AdapterState,
+    pub(crate) doing: Doing,
+    /// Steps under way whose answers nobody waits for any more.
+    pub(crate) dropped: Vec<StepId>,
+    /// What was last answered, and to what: an answer that was lost is sent again.
+    pub(crate) answer: Option<(Ask, Vec<Packet>)>,
+    pub(crate) mind: Mind,
+    /// The client's disk.
+    pub(crate) saved: Option<Saved>,
+    /// Processes so far.
+    pub(crate) process: u32,
     /// Wakes of an earlier life mean nothing.
-    life: u32,
+    pub(crate) life: u32,
     attempts: u32,
-    random: Random,
-    effects: Vec<Effect>,
+    pub(crate) random: Random,
+    pub(crate) effects: Vec<Effect>,
 }
 
 impl Client {
@@ -113,17 +109,25 @@ impl Client {
             ending: None,
             accepted: Vec::new(),
             superseded: 0,
+            sent_again: 0,
             seed: scenario.seed,
             eval_steps: scenario.eval_steps,
             run: scenario.plan.clone(),
             encodings: (scenario.activations, scenario.gradients),
             number: 0,
             session: ClientSession::new(),
+            handshake: None,
+            welcomed: None,
             words: VecDeque::new(),
             orders: VecDeque::new(),
             adapters: VecDeque::new(),
             own: AdapterState::new(),
             doing: Doing::Nothing,
+            dropped: Vec::new(),
+            answer: None,
+            mind: Mind::default(),
+            saved: None,
+            process: 0,
             life: 0,
             attempts: 0,
             random,
@@ -136,16 +140,16 @@ impl Client {
     }
 
     fn is_honest(&self) -> bool {
-        matches!(self.plan.temper, Temper::Honest | Temper::Silent)
+        self.plan.temper != Temper::Nonsense
     }
 
-    /// A connection stands: the first word is ours.
+    /// A connection stands: the first word is ours. It says what is still held in memory.
     pub fn connected(&mut self, connection: Connection) {
         self.connection = Some(connection);
-        self.session = ClientSession::new();
         self.attempts += 1;
         let name = if self.plan.temper == Temper::Foreign { "foreign" } else { "client" };
-        self.say(Message::Hello {
+        let resume = self.welcomed.map(|id| Resume { id, holds: self.session.adapter_round() });
+        let hello = Message::Hello {
             version: PROTOCOL_VERSION,
             base: BASE,
             blocks: LAYERS,
@@ -156,14 +160,25 @@ impl Client {
             samples: 1,
             eval_samples: 1,
             name: name.into(),
-            resume: None,
-        });
+            resume,
+        };
+        let mut handshake = ClientSession::new();
+        handshake.sent(&hello).expect("Hello comes first");
+        self.handshake = Some(handshake);
+        self.send(Packet::control(&hello));
     }
 
-    /// There is no connection any more, or none came about; whatever was under way is lost.
+    /// There is no connection any more, or none came about. What the session knows is kept; what was heard over that connection and
+    /// not taken in is said again over the next.
     pub fn disconnected(&mut self) {
-        self.attempts += u32::from(self.connection.is_none());
-        self.forget();
+        let first = self.connection.take().is_some();
+        self.attempts += u32::from(!first);
+        self.handshake = None;
+        self.life += 1;
+        self.words.clear();
+        self.adapters.clear();
+        self.dropped.clear();
+        self.orders.retain(|order| matches!(order, SessionEvent::Settled { .. }));
         if self.ending.is_some() {
             return;
         }
@@ -171,19 +186,31 @@ impl Client {
             self.ending = Some(Ending::GaveUp);
             return;
         }
-        let after_ms = self.random.between(1, BACKOFF_MS);
+        let after_ms = self.random.between(0, if first { FIRST_MS } else { BACKOFF_MS });
         self.effects.push(Effect::Connect { after_ms });
     }
 
-    /// Everything of this life is gone.
-    pub fn forget(&mut self) {
+    /// The process is killed: only what is on its disk is left.
+    pub fn died(&mut self) {
         self.connection = None;
+        self.handshake = None;
         self.life += 1;
+        self.process += 1;
         self.words.clear();
-        self.orders.clear();
+        self.forget();
         self.adapters.clear();
+        self.dropped.clear();
+        self.mind = self.saved.as_ref().map(|saved| saved.end.unwrap_or(saved.start)).unwrap_or_default();
+    }
+
+    /// The session is over: the next begins with nothing.
+    fn forget(&mut self) {
+        self.session = ClientSession::new();
+        self.welcomed = None;
+        self.orders.clear();
         self.own.clear();
         self.doing = Doing::Nothing;
+        self.answer = None;
     }
 
     pub fn arrived(&mut self, packet: &Packet) {
@@ -207,6 +234,7 @@ impl Client {
         if let Err(trouble) = outcome {
             assert!(!self.is_honest(), "client {} is honest, but: {trouble}", self.index);
             self.effects.push(Effect::Note(format!("gives this connection up: {trouble}")));
+            self.forget();
             self.close(false);
             self.disconnected();
         }
@@ -214,13 +242,16 @@ impl Client {
 
     fn hear(&mut self, bytes: &[u8]) -> Result<(), String> {
         let message = read_control(bytes)?;
+        if let Some(handshake) = self.handshake.take() {
+            return self.introduced(handshake, &message);
+        }
         let idle = matches!(message, Message::Train { .. } | Message::Evaluate { .. });
         if self.plan.temper == Temper::Silent && idle {
             // It hears, so that its session is in order, and does nothing.
-            return self.take_in(&message).map(drop);
+            return self.session.handle(&message).map(drop).map_err(|error| error.to_string());
         }
         if self.plan.eager {
-            let order = self.take_in(&message)?;
+            let order = self.session.handle(&message).map_err(|error| error.to_string())?;
             self.orders.push_back(order);
         } else {
             self.words.push_back(message);
@@ -228,25 +259,64 @@ impl Client {
         Ok(())
     }
 
-    /// Lets the session judge a word.
-    fn take_in(&mut self, message: &Message) -> Result<SessionEvent, String> {
-        let event = self.session.handle(message).map_err(|error| error.to_string())?;
-        if let Message::Welcome { client, plan, .. } = message {
-            self.number = *client;
-            self.run = plan.clone();
+    /// Welcome, or what came in its place.
+    fn introduced(&mut self, mut handshake: ClientSession, message: &Message) -> Result<(), String> {
+        let event = handshake.handle(message).map_err(|error| error.to_string())?;
+        let Message::Welcome { client, plan, id, resumed, awaits, .. } = message else {
+            self.forget();
+            self.session = handshake;
+            self.orders.push_back(event);
+            return Ok(());
+        };
+        if *resumed {
+            assert_eq!(self.welcomed, Some(*id), "a server knows only the sessions that it welcomed");
+            self.session.resume(*awaits).map_err(|error| error.to_string())?;
+        } else {
+            self.forget();
+            self.session = handshake;
         }
-        Ok(event)
+        (self.number, self.run, self.welcomed) = (*client, plan.clone(), Some(*id));
+        self.effects.push(Effect::Note(format!("is welcome as number {client}, resumed {resumed}, awaits {awaits:?}")));
+        if self.plan.temper != Temper::Silent {
+            self.take_up(*awaits);
+        }
+        Ok(())
+    }
+
+    /// Goes on where the session is: with what is being done, with an answer that was lost, or with something that was not heard.
+    fn take_up(&mut self, awaits: Option<Ask>) {
+        let ask = self.session.asked_for();
+        if ask.is_some() && self.doing.ask() == ask {
+            return self.again();
+        }
+        self.doing = Doing::Nothing;
+        let Some(ask) = ask else { return };
+        if self.session.answered(ask) {
+            if awaits == Some(ask)
+                && let Some((_, packets)) = self.answer.clone().filter(|(answered, _)| *answered == ask)
+            {
+                self.sent_again += 1;
+                packets.into_iter().for_each(|packet| self.send(packet));
+            }
+            return;
+        }
+        self.orders.push_back(match ask {
+            Ask::Train(round) => SessionEvent::Train { round, from: round.previous() },
+            Ask::Evaluate(round) => SessionEvent::Evaluate { round },
+        });
     }
 
     /// Takes the next thing to do, until there is something to wait for.
     fn follow(&mut self) -> Result<(), String> {
         loop {
-            if let Doing::Adopting(work) = &self.doing {
-                let from = work.from;
+            if self.connection.is_none() || self.handshake.is_some() {
+                return Ok(());
+            }
+            if let Some(from) = self.doing.needs() {
                 if !self.adopt(from)? {
                     return Ok(());
                 }
-                self.start_step();
+                self.adopted();
             }
             if !matches!(self.doing, Doing::Nothing) || self.connection.is_none() {
                 return Ok(());
@@ -254,7 +324,7 @@ impl Client {
             let order = if let Some(order) = self.orders.pop_front() {
                 order
             } else if let Some(word) = self.words.pop_front() {
-                self.take_in(&word)?
+                self.session.handle(&word).map_err(|error| error.to_string())?
             } else {
                 return Ok(());
             };
@@ -263,149 +333,40 @@ impl Client {
     }
 
     fn obey(&mut self, order: SessionEvent) {
-        let work = |round, from, train| Work { round, from, train, sums: EvalSums::default(), sequences: 0, index: 0 };
         match order {
-            SessionEvent::Train { round, from } => self.doing = Doing::Adopting(work(round, from, true)),
-            SessionEvent::Evaluate { round } => self.doing = Doing::Adopting(work(round, round, false)),
+            SessionEvent::Train { round, .. } => self.begin(Ask::Train(round)),
+            SessionEvent::Evaluate { round } => self.begin(Ask::Evaluate(round)),
             SessionEvent::Settled { round, accepted } => {
                 self.accepted.extend(accepted.then_some(round));
                 self.effects.push(Effect::Note(format!("hears that round {round} settled: {accepted}")));
             }
-            SessionEvent::Finish { .. } => {
-                self.ending = Some(Ending::Told);
-                self.say(Message::Goodbye { reason: "the run is over".into() });
-                self.close(true);
-                self.forget();
-            }
-            SessionEvent::Refused { .. } | SessionEvent::Goodbye => {
+            SessionEvent::Finish { adapter } => self.doing = Doing::Leaving(adapter),
+            SessionEvent::Refused { .. } => {
+                self.ending = Some(Ending::Refused);
                 self.close(true);
                 self.disconnected();
             }
-            SessionEvent::Welcome => self.effects.push(Effect::Note(format!("is welcome as number {}", self.number))),
+            SessionEvent::Goodbye => {
+                self.forget();
+                self.close(true);
+                self.disconnected();
+            }
+            SessionEvent::Again { round } => self.effects.push(Effect::Note(format!("hears again of round {round}"))),
             other => unreachable!("a client does not hear {other:?}"),
         }
     }
 
-    /// Installs the newest adapter that `from` needs, if it is here.
-    fn adopt(&mut self, from: RoundId) -> Result<bool, String> {
-        while self.session.adapter_round().is_none_or(|have| have < from) {
-            let Some(frame) = self.adapters.pop_front() else { return Ok(false) };
-            self.session.adapter(frame.round).map_err(|error| error.to_string())?;
-            assert_eq!(frame.state.keys().cloned().collect::<Vec<_>>(), toy::keys(0..self.plan.cut), "a client is sent its own layers");
-            self.own = frame.state;
-        }
-        Ok(true)
+    /// The final adapter is here.
+    pub(crate) fn leave(&mut self) {
+        self.ending = Some(Ending::Told);
+        let goodbye = Message::Goodbye { reason: "the run is over".into() };
+        self.session.sent(&goodbye).expect("a session can be left");
+        self.send(Packet::control(&goodbye));
+        self.close(true);
+        self.disconnected();
     }
 
-    /// Computes the first half of a step, or what follows the last.
-    fn start_step(&mut self) {
-        if let Doing::Adopting(work) = std::mem::replace(&mut self.doing, Doing::Nothing) {
-            self.compute(work);
-        }
-    }
-
-    fn compute(&mut self, work: Work) {
-        self.doing = Doing::Computing(work);
-        let after_ms = self.random.between(0, self.plan.compute_ms);
-        self.effects.push(Effect::Wake { after_ms, life: self.life });
-    }
-
-    fn at(&self, work: &Work) -> At {
-        At { seed: self.seed, client: self.number, round: work.round, index: work.index }
-    }
-
-    /// Half a step, or the whole work, is computed: send it.
-    fn computed(&mut self) -> Result<(), String> {
-        if self.plan.temper == Temper::Nonsense {
-            let stray = mischief::stray(&mut self.random);
-            stray.into_iter().for_each(|packet| self.send(packet));
-        }
-        let Doing::Computing(work) = std::mem::replace(&mut self.doing, Doing::Nothing) else { return Ok(()) };
-        let steps = if work.train { self.run.local_steps } else { self.eval_steps };
-        let sent = if work.index < steps {
-            self.open_step(work)
-        } else if work.train {
-            self.send_update(&work)
-        } else {
-            let scores = Message::Evaluated { round: work.round, sums: work.sums };
-            self.session.sent(&scores).map(|()| self.send(Packet::control(&scores)))
-        };
-        match sent {
-            Ok(()) => Ok(()),
-            Err(SessionError::Superseded { round, .. }) => {
-                self.superseded += 1;
-                self.effects.push(Effect::Note(format!("drops round {round}: the server went on")));
-                Ok(())
-            }
-            Err(other) => Err(other.to_string()),
-        }
-    }
-
-    fn open_step(&mut self, mut work: Work) -> Result<(), SessionError> {
-        let step = self.session.open_step(work.round, work.train, work.index, 0)?;
-        let lengths = toy::lengths(self.at(&work));
-        let values = toy::activations(&self.own, self.at(&work));
-        let tokens: u32 = lengths.iter().sum();
-        work.sequences += lengths.len() as u64;
-        let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, work.train).with_if(FrameFlags::NEEDS_GRADIENT, self.plan.cut > 0);
-        let payload = self.encodings.0.encode(&values, HIDDEN as usize, step.0).expect("rows of the hidden size");
-        let labels = vec![1; tokens as usize];
-        let frame = Frame::forward(step, work.round, flags, self.encodings.0, HIDDEN, lengths, labels, payload);
-        self.send(Packet::step(&frame));
-        self.doing = Doing::Waiting(work, frame.header);
-        Ok(())
-    }
-
-    fn answered(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let Doing::Waiting(mut work, asked) = std::mem::replace(&mut self.doing, Doing::Nothing) else {
-            return Err("an answer to a step that was not asked".into());
-        };
-        let limits = FrameLimits::new(HIDDEN, 9, 9).encoded(self.encodings.0, self.encodings.1).answering(&asked);
-        let answer = read_frame(bytes, &limits)?;
-        match answer.header.kind {
-            FrameKind::Failed => {
-                self.effects.push(Effect::Note(format!("gives round {} up: {}", work.round, answer.reason().unwrap_or_default())));
-                return Ok(());
-            }
-            FrameKind::Gradient => {
-                let values = answer
-                    .header
-                    .encoding
-                    .decode(&answer.payload, answer.header.tokens as usize, HIDDEN as usize)
-                    .map_err(|error| error.to_string())?;
-                toy::step_client(&mut self.own, &values);
-            }
-            FrameKind::Done => {}
-            other => return Err(format!("{other:?} answers nothing")),
-        }
-        work.sums.add(&answer.header.sums());
-        work.index += 1;
-        self.compute(work);
-        Ok(())
-    }
-
-    fn send_update(&mut self, work: &Work) -> Result<(), SessionError> {
-        self.session.update(work.round)?;
-        let weight = match self.run.weighting {
-            Weighting::Tokens => work.sums.scored as f64,
-            Weighting::Samples => work.sequences as f64,
-            Weighting::Uniform => 1.0,
-        };
-        let frame = AdapterFrame::new(work.round, weight, &BASE, self.own.clone());
-        let packets = match self.plan.temper {
-            Temper::Nonsense => mischief::spoil(frame, &mut self.random),
-            _ => vec![Packet::adapter(&frame)],
-        };
-        packets.into_iter().for_each(|packet| self.send(packet));
-        Ok(())
-    }
-
-    fn say(&mut self, message: Message) {
-        self.session.sent(&message).expect("our own words are in order");
-        self.send(Packet::control(&message));
-    }
-
-    fn send(&mut self, packet: Packet) {
+    pub(crate) fn send(&mut self, packet: Packet) {
         let connection = self.connection.expect("only a connected client sends");
         self.effects.push(Effect::Send { connection, packet });
     }

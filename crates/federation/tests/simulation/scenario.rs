@@ -6,6 +6,8 @@ use cutlayer_wire::{
     Weighting,
 };
 
+use crate::client::{ATTEMPTS_MAX, BACKOFF_MS};
+use crate::driver::Death;
 use crate::network::Link;
 use crate::random::Random;
 use crate::toy::LAYERS;
@@ -13,7 +15,15 @@ use crate::toy::LAYERS;
 /// The most clients of a run.
 const CLIENTS_MAX: u64 = 5;
 /// When faults happen: within this much of the start.
-const FAULTS_WITHIN_MS: u64 = 6000;
+const FAULTS_WITHIN_MS: u64 = 4000;
+/// The same where nobody waits for a deadline, and the run is sooner over.
+const LOSSES_WITHIN_MS: u64 = 3000;
+/// Beside its deadlines, a round takes a write to the disk and the server's part.
+const ROUND_SLACK_MS: u64 = 100;
+/// How long a client tries to connect.
+const GIVING_UP_MS: u64 = ATTEMPTS_MAX as u64 * BACKOFF_MS;
+/// Longer than all that can be lost takes to be found again.
+const PATIENCE_MS: u64 = 600_000;
 
 /// What a client is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +36,17 @@ pub enum Temper {
     Silent,
     /// Trains a layer that the plan does not know.
     Foreign,
+    /// Means well, but each of its processes computes a little differently.
+    Fickle,
 }
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// A client's connection is lost; the client is not.
+    /// A client's connection is lost, with all that is under way; the client is not.
     Lose { client: usize },
+    /// A client gives its connection up and makes another: what it sent before still arrives, and the server learns of it late.
+    Roam { client: usize },
     /// A client's process ends, and starts again with nothing.
     Crash { client: usize, down_ms: u64 },
     /// A client hears and says nothing for a while.
@@ -56,16 +70,33 @@ pub struct ClientPlan {
     pub start_ms: u64,
 }
 
+/// How much goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing goes wrong and nobody is late.
+    Healthy,
+    /// Connections, processes and the server are lost, but there is time enough to find everything again: the run must end with the
+    /// adapter that it ends with when nothing is lost.
+    Exact,
+    /// Anything goes wrong, and deadlines pass.
+    Wild,
+}
+
 /// Everything about a run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     pub seed: u64,
-    /// Nothing goes wrong and nobody is late.
-    pub healthy: bool,
+    pub kind: Kind,
     pub plan: Plan,
     pub config: CoordinatorConfig,
     pub clients: Vec<ClientPlan>,
     pub faults: Vec<(u64, Fault)>,
+    /// Writes of a round that kill the server's process.
+    pub deaths: Vec<(u32, Death)>,
+    /// How long a seat waits for its client.
+    pub reconnect_ms: u64,
+    /// How long clients may take to leave after the run.
+    pub leave_ms: u64,
     pub activations: Encoding,
     pub gradients: Encoding,
     /// The server does nothing else while it collects its own part, as the node does.
@@ -77,43 +108,73 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// One seed in four is healthy.
+    /// One seed in five is healthy, two in five are exact.
     pub fn of_seed(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let healthy = random.chance(25);
-        Self::with(seed, healthy, &mut random)
+        let kind = match random.between(0, 4) {
+            0 => Kind::Healthy,
+            1 | 2 => Kind::Exact,
+            _ => Kind::Wild,
+        };
+        Self::with(seed, kind, &mut random)
     }
 
-    fn with(seed: u64, healthy: bool, random: &mut Random) -> Self {
-        let clients: Vec<ClientPlan> = (0..random.between(1, CLIENTS_MAX)).map(|_| client(healthy, random)).collect();
-        let plan = plan(seed, healthy, random);
+    fn with(seed: u64, kind: Kind, random: &mut Random) -> Self {
+        let wild = kind == Kind::Wild;
+        let clients: Vec<ClientPlan> = (0..random.between(1, CLIENTS_MAX)).map(|_| client(wild, random)).collect();
+        let plan = plan(seed, wild, random);
         let count = clients.len() as u32;
-        let min_clients = if healthy { count } else { random.between(1, count.into()) as u32 };
+        let min_clients = if wild { random.between(1, count.into()) as u32 } else { count };
         let clients_per_round = if random.chance(25) { random.between(1, min_clients.into()) as u32 } else { 0 };
         let needed_max = if clients_per_round == 0 { min_clients } else { clients_per_round };
         let config = CoordinatorConfig {
             clients_per_round,
             min_clients,
-            min_updates: if healthy { needed_max } else { random.between(1, needed_max.into()) as u32 },
-            round_deadline_ms: if healthy { 60_000 } else { random.between(200, 3000) },
-            join_deadline_ms: if healthy { 60_000 } else { random.between(500, 6000) },
+            min_updates: if wild { random.between(1, needed_max.into()) as u32 } else { needed_max },
+            round_deadline_ms: if wild { random.between(200, 3000) } else { PATIENCE_MS },
+            join_deadline_ms: if wild { random.between(500, 6000) } else { PATIENCE_MS },
             ..CoordinatorConfig::of_plan(&plan, count, 1, 1)
         };
         let count = clients.len();
-        let faults = if healthy { Vec::new() } else { (0..random.between(0, 6)).map(|_| fault(count, random)).collect() };
+        let faults = match kind {
+            Kind::Healthy => Vec::new(),
+            Kind::Exact => (0..random.between(1, 12)).map(|_| loss(count, random)).collect(),
+            Kind::Wild => (0..random.between(0, 12)).map(|_| fault(count, random)).collect(),
+        };
+        let deaths = if kind == Kind::Healthy { 0 } else { random.between(0, 2) };
+        let death = |random: &mut Random| (random.between(1, 5) as u32, random.pick(&[Death::BeforeWrite, Death::AfterWrite]));
+        let reconnect_max_ms = random.pick(&[0, 100, 1000, 3000]);
+        let reconnect_ms = random.between(0, reconnect_max_ms);
         Self {
             seed,
-            healthy,
+            kind,
             plan,
             config,
             clients,
             faults,
+            deaths: (0..deaths).map(|_| death(random)).collect(),
+            reconnect_ms: if wild { reconnect_ms } else { PATIENCE_MS },
+            leave_ms: if wild { 5000 } else { PATIENCE_MS },
             activations: random.pick(&[Encoding::F32, Encoding::BF16, Encoding::F16]),
             gradients: random.pick(&[Encoding::F32, Encoding::BF16, Encoding::F16]),
             collect_blocks: random.chance(50),
             weight_is_bounded: random.chance(50),
             eval_steps: random.between(0, 2) as u32,
         }
+    }
+
+    /// The same run, and nothing is lost.
+    pub fn undisturbed(&self) -> Self {
+        Self { kind: Kind::Healthy, faults: Vec::new(), deaths: Vec::new(), ..self.clone() }
+    }
+
+    /// When all must be over, whatever happens: each process of the server waits, for each round that is left, for enough clients, for
+    /// updates and for scores; then everyone leaves or gives up.
+    pub fn longest_ms(&self, processes: u32) -> u64 {
+        let CoordinatorConfig { rounds, join_deadline_ms, round_deadline_ms, .. } = self.config;
+        let round_ms = join_deadline_ms + 2 * round_deadline_ms + ROUND_SLACK_MS;
+        let faults_ms = self.faults.iter().map(|(at_ms, _)| at_ms).max().unwrap_or(&0) + FAULTS_WITHIN_MS;
+        faults_ms + u64::from(processes) * (u64::from(rounds) + 1) * round_ms + self.leave_ms + self.reconnect_ms + GIVING_UP_MS
     }
 
     /// Who a client is. Keys run against indices, so that an order by key would show.
@@ -127,8 +188,11 @@ impl Scenario {
     }
 }
 
-fn plan(seed: u64, healthy: bool, random: &mut Random) -> Plan {
-    let server_adapters = if healthy || random.chance(60) { ServerAdapters::PerClient } else { ServerAdapters::Shared };
+fn plan(seed: u64, wild: bool, random: &mut Random) -> Plan {
+    let lockstep = random.chance(40);
+    // Who came first would show in one adapter for all.
+    let per_client = random.chance(50) || (!wild && !lockstep);
+    let server_adapters = if per_client { ServerAdapters::PerClient } else { ServerAdapters::Shared };
     Plan {
         task: Task::CausalLm,
         adapter: LoraSpec { rank: 2, alpha: 4.0, rslora: false, dropout: 0.0, targets: vec!["q_proj".into()] },
@@ -140,28 +204,29 @@ fn plan(seed: u64, healthy: bool, random: &mut Random) -> Plan {
             clip_norm: None,
             reset_each_round: true,
         },
-        batch: BatchSpec { sequences: 3, tokens_max: 3, layout: Layout::Padded, group_by_length: false },
+        batch: BatchSpec { sequences: 9, tokens_max: 3, layout: Layout::Padded, group_by_length: false },
         rounds: random.between(0, 5) as u32,
         local_steps: random.between(1, 4) as u32,
         seed,
         server_adapters,
-        step_order: StepOrder::Arrival,
+        step_order: if lockstep { StepOrder::Lockstep } else { StepOrder::Arrival },
         weighting: random.pick(&[Weighting::Tokens, Weighting::Samples, Weighting::Uniform]),
         evaluate_every: random.between(0, 2) as u32,
-        pipeline: Pipeline::SEQUENTIAL,
+        pipeline: Pipeline { micro_batches: random.between(1, 3) as u16, staleness: 0 },
     }
 }
 
-fn client(healthy: bool, random: &mut Random) -> ClientPlan {
+fn client(wild: bool, random: &mut Random) -> ClientPlan {
     let temper = match random.between(0, 99) {
-        _ if healthy => Temper::Honest,
-        0..=69 => Temper::Honest,
-        70..=91 => Temper::Nonsense,
-        92..=96 => Temper::Silent,
+        _ if !wild => Temper::Honest,
+        0..=54 => Temper::Honest,
+        55..=72 => Temper::Nonsense,
+        73..=92 => Temper::Fickle,
+        93..=96 => Temper::Silent,
         _ => Temper::Foreign,
     };
-    let slow = !healthy && random.chance(15);
-    let start_within_ms = if healthy || random.chance(80) { 300 } else { 4000 };
+    let slow = wild && random.chance(15);
+    let start_within_ms = if !wild || random.chance(80) { 300 } else { 4000 };
     let start_ms = random.between(0, start_within_ms);
     let link = Link {
         latency_ms: random.between(0, 60),
@@ -178,14 +243,28 @@ fn client(healthy: bool, random: &mut Random) -> ClientPlan {
     }
 }
 
-fn fault(clients: usize, random: &mut Random) -> (u64, Fault) {
+/// Something is lost that can be found again.
+fn loss(clients: usize, random: &mut Random) -> (u64, Fault) {
     let client = random.between(0, clients as u64 - 1) as usize;
     let fault = match random.between(0, 99) {
-        0..=34 => Fault::Lose { client },
-        35..=59 => Fault::Crash { client, down_ms: random.between(0, 2000) },
-        60..=79 => Fault::CutOff { client, ms: random.between(10, 3000) },
-        80..=95 => Fault::Restart { down_ms: random.between(0, 2000) },
-        _ => Fault::Stop,
+        0..=24 => Fault::Lose { client },
+        25..=44 => Fault::Roam { client },
+        45..=69 => Fault::Crash { client, down_ms: random.between(0, 500) },
+        70..=84 => Fault::CutOff { client, ms: random.between(10, 3000) },
+        _ => Fault::Restart { down_ms: random.between(0, 500) },
+    };
+    (random.between(0, LOSSES_WITHIN_MS), fault)
+}
+
+fn fault(clients: usize, random: &mut Random) -> (u64, Fault) {
+    let fault = match loss(clients, random).1 {
+        _ if random.chance(4) => Fault::Stop,
+        Fault::Crash { client, .. } => {
+            let down_max_ms = random.pick(&[100, 2000]);
+            Fault::Crash { client, down_ms: random.between(0, down_max_ms) }
+        }
+        Fault::Restart { .. } => Fault::Restart { down_ms: random.between(0, 2000) },
+        fault => fault,
     };
     (random.between(0, FAULTS_WITHIN_MS), fault)
 }

@@ -1,23 +1,28 @@
-//! The server: sessions, seats and steps, as `node` has them. The driver, in its own file, decides.
+//! The server: connections, words and steps, as `node` has them. The seats and the driver have their own files.
 //!
 //! An honest client's session must never end for something that the client said.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use cutlayer_federation::{Coordinator, Event};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RefusalCode, RoundId, RunId, ServerSession,
-    SessionEvent, Weighting,
+    AdapterFrame, AdapterLimits, AdapterState, Frame, FrameFlags, FrameLimits, Message, PeerId, RoundId, RunId, ServerSession,
+    SessionEvent, StepOrder, Weighting,
 };
 
 use crate::bytes::{Lane, Packet, read_adapter, read_control, read_frame};
 use crate::driver::Disk;
-use crate::edge::Edge;
+use crate::edge::{Edge, is_last};
+use crate::ledger::Ledger;
+use crate::memo::Known;
 use crate::network::Connection;
 use crate::random::Random;
 use crate::scenario::{Scenario, Temper};
-use crate::toy::{self, HIDDEN, LAYERS, VALUES};
-use crate::trace::Trace;
+use crate::seat::{Seat, Serving};
+use crate::toy::{self, HIDDEN, VALUES};
+use crate::trace::{Trace, hash_of};
+use crate::turns::Turns;
 use crate::witness::Witness;
 
 /// How long a client may take to introduce itself.
@@ -38,33 +43,49 @@ pub enum Effect {
 pub enum Timer {
     Hello(Connection),
     Obey(Connection),
-    Served(Connection),
+    Served(PeerId, u32),
     Disk,
     Part,
     Deadline,
+    /// Someone may have been away for too long.
+    Away,
     Leave,
 }
 
-/// What a session is to do next, in the order given.
+/// What a client is to be told next, in the order given.
+#[derive(Clone)]
 #[expect(clippy::large_enum_variant, reason = "a few words of a toy")]
 pub enum Command {
-    Adopt { round: RoundId, state: std::sync::Arc<AdapterState> },
+    Adopt { round: RoundId, state: Arc<AdapterState> },
     Say(Message),
 }
 
-/// One connection.
-pub struct Session {
+/// What the driver hears, in order.
+pub enum Word {
+    Event(Event),
+    /// The client of this seat left.
+    Ended {
+        peer: PeerId,
+        reason: String,
+    },
+}
+
+/// A step that came, judged by the session when it came.
+struct Step {
+    frame: Frame,
+    request: u64,
+    event: SessionEvent,
+}
+
+/// One connection. All of it ends with the connection.
+pub struct Connected {
     pub peer: PeerId,
-    /// The client's number, once it has a seat.
-    pub number: Option<u32>,
-    /// Whether the coordinator has heard of it. What it decided before was for this client's session before: see [`Server::tell`].
-    pub known: bool,
-    order: ServerSession,
-    keys: Vec<String>,
+    pub seated: bool,
+    /// It introduced itself, but the seat is not free yet.
+    pub hello: Option<Message>,
     commands: VecDeque<Command>,
     obeying: bool,
-    steps: VecDeque<Vec<u8>>,
-    serving: Option<(Frame, bool)>,
+    steps: VecDeque<Step>,
 }
 
 /// What everything on the server may look at and tell.
@@ -72,50 +93,57 @@ pub struct Around<'a> {
     pub now_ms: u64,
     pub disk: &'a mut Disk,
     pub witness: &'a mut Witness,
+    pub ledger: &'a mut Ledger,
     pub trace: &'a mut Trace,
 }
 
 pub struct Server {
     pub scenario: Scenario,
+    /// Which process of the server this is, from 1.
+    pub start: u32,
     pub coordinator: Coordinator,
-    pub sessions: BTreeMap<Connection, Session>,
+    pub connections: BTreeMap<Connection, Connected>,
+    pub seats: BTreeMap<PeerId, Seat>,
+    pub incarnations: u32,
     pub edge: Edge,
+    pub turns: Turns,
     /// Heard, not yet told to the coordinator.
-    pub inbox: VecDeque<Event>,
+    pub inbox: VecDeque<Word>,
     pub driver: crate::driver::State,
     pub random: Random,
     pub effects: Vec<Effect>,
+    /// Connections that were closed for a newer one of the same client, which must not be theirs any more.
+    pub replaced: Vec<Connection>,
 }
 
 impl Server {
-    pub fn new(scenario: &Scenario, coordinator: Coordinator, random: Random) -> Self {
+    pub fn new(scenario: &Scenario, start: u32, coordinator: Coordinator, disk: &Disk, random: Random) -> Self {
         let (_, global) = coordinator.global();
-        let edge = Edge::new(scenario.plan.server_adapters, global.as_ref().clone());
+        let edge = Edge::new(scenario.plan.server_adapters, global.as_ref().clone(), disk.moments.clone());
         Self {
             scenario: scenario.clone(),
+            start,
             coordinator,
-            sessions: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            seats: BTreeMap::new(),
+            incarnations: 0,
             edge,
+            turns: Turns::default(),
             inbox: VecDeque::new(),
             driver: crate::driver::State::default(),
             random,
             effects: Vec::new(),
+            replaced: Vec::new(),
         }
     }
 
+    pub fn id(&self) -> RunId {
+        RunId { run: self.scenario.seed, start: self.start }
+    }
+
     pub fn accepted(&mut self, connection: Connection, peer: PeerId) {
-        let session = Session {
-            peer,
-            number: None,
-            known: false,
-            order: ServerSession::new(),
-            keys: Vec::new(),
-            commands: VecDeque::new(),
-            obeying: false,
-            steps: VecDeque::new(),
-            serving: None,
-        };
-        self.sessions.insert(connection, session);
+        let open = Connected { peer, seated: false, hello: None, commands: VecDeque::new(), obeying: false, steps: VecDeque::new() };
+        self.connections.insert(connection, open);
         self.wake(HELLO_MS, Timer::Hello(connection));
     }
 
@@ -124,202 +152,163 @@ impl Server {
     }
 
     pub fn arrived(&mut self, around: &mut Around<'_>, connection: Connection, packet: Packet) {
-        let Some(session) = self.sessions.get_mut(&connection) else { return };
+        let Some(open) = self.connections.get(&connection) else { return };
+        let peer = open.peer;
         let outcome = match packet.lane {
-            Lane::Control => self.hear(around, connection, &packet.bytes),
-            Lane::Adapter => self.take_update(around, connection, &packet.bytes),
-            Lane::Step => {
-                session.steps.push_back(packet.bytes);
-                self.serve(connection)
-            }
+            Lane::Control if !open.seated => self.greet(around, connection, &packet.bytes),
+            _ if !open.seated => Err("it did not wait for Welcome".into()),
+            Lane::Control => self.hear(around, peer, &packet.bytes),
+            Lane::Adapter => self.take_update(around, peer, &packet.bytes),
+            Lane::Step => self.take_step(around, connection, peer, &packet.bytes),
         };
-        self.unless_ill(around, connection, outcome);
+        if let Err(trouble) = outcome {
+            self.is_ill(around, connection, &trouble);
+        }
         self.pump(around);
     }
 
     pub fn lost(&mut self, around: &mut Around<'_>, connection: Connection) {
-        self.end(around, connection, "its connection was lost");
+        self.hang_up(around, connection, "it was lost");
         self.pump(around);
     }
 
     pub fn timer(&mut self, around: &mut Around<'_>, timer: Timer) {
-        let outcome = match timer {
-            Timer::Hello(connection) => match self.sessions.get(&connection) {
-                Some(session) if session.number.is_none() => {
-                    self.end(around, connection, "it did not say Hello");
-                    Ok(())
+        match timer {
+            Timer::Hello(connection) => {
+                if self.connections.get(&connection).is_some_and(|open| !open.seated && open.hello.is_none()) {
+                    self.hang_up(around, connection, "it did not say Hello");
                 }
-                _ => Ok(()),
-            },
-            Timer::Obey(connection) => {
-                self.obey(around, connection);
-                Ok(())
             }
-            Timer::Served(connection) => {
-                let outcome = self.served(around, connection);
-                self.unless_ill(around, connection, outcome);
-                Ok(())
-            }
-            Timer::Disk | Timer::Part | Timer::Deadline | Timer::Leave => self.driver_timer(around, timer),
-        };
-        outcome.expect("only a session fails");
+            Timer::Obey(connection) => self.obey(connection),
+            Timer::Served(peer, incarnation) => self.served(around, peer, incarnation),
+            Timer::Disk | Timer::Part | Timer::Deadline | Timer::Away | Timer::Leave => self.driver_timer(around, timer),
+        }
         self.pump(around);
     }
 
-    fn unless_ill(&mut self, around: &mut Around<'_>, connection: Connection, outcome: Result<(), String>) {
-        let Err(trouble) = outcome else { return };
-        let Some(session) = self.sessions.get(&connection) else { return };
-        let client = Scenario::client_of(session.peer);
+    /// A peer that is out of order ends its own session, and that alone.
+    fn is_ill(&mut self, around: &mut Around<'_>, connection: Connection, trouble: &str) {
+        let Some(open) = self.connections.get(&connection) else { return };
+        let (peer, client) = (open.peer, Scenario::client_of(open.peer));
         let temper = self.scenario.clients[client].temper;
         assert_eq!(temper, Temper::Nonsense, "client {client} means well, but its session ends: {trouble}");
-        self.end(around, connection, &trouble);
+        if open.seated { self.end(around, peer, trouble, false) } else { self.hang_up(around, connection, trouble) }
     }
 
-    /// Ends a session: first all that it was is cleared, then its seat is free for who comes next.
-    pub fn end(&mut self, around: &mut Around<'_>, connection: Connection, reason: &str) {
-        self.close(around, connection, reason, false);
-    }
-
-    fn close(&mut self, around: &mut Around<'_>, connection: Connection, reason: &str, graceful: bool) {
-        let Some(session) = self.sessions.remove(&connection) else { return };
-        around.trace.note(around.now_ms, format_args!("server: session {} ends: {reason}", connection.0));
-        if let Some(number) = session.number {
-            self.edge.unseat(number, session.peer);
-            self.inbox.push_back(Event::Left { peer: session.peer, reason: reason.into() });
+    /// Ends a connection; its client's seat, if it had one, is kept for a while.
+    pub fn hang_up(&mut self, around: &mut Around<'_>, connection: Connection, reason: &str) {
+        if let Some(peer) = self.connections.get(&connection).map(|open| open.peer) {
+            self.away(around, peer, connection);
+            self.close(around, connection, reason, false);
         }
-        self.effects.push(Effect::Close { connection, graceful });
     }
 
-    /// Whoever has a seat.
-    pub fn seated(&self, peer: &PeerId) -> Option<Connection> {
-        self.sessions.iter().find(|(_, session)| session.number.is_some() && session.peer == *peer).map(|(connection, _)| *connection)
+    pub fn close(&mut self, around: &mut Around<'_>, connection: Connection, reason: &str, graceful: bool) {
+        if self.connections.remove(&connection).is_some() {
+            around.trace.note(around.now_ms, format_args!("server: connection {} ends: {reason}", connection.0));
+            self.effects.push(Effect::Close { connection, graceful });
+        }
     }
 
-    fn hear(&mut self, around: &mut Around<'_>, connection: Connection, bytes: &[u8]) -> Result<(), String> {
+    fn greet(&mut self, around: &mut Around<'_>, connection: Connection, bytes: &[u8]) -> Result<(), String> {
+        let hello = read_control(bytes)?;
+        if self.connections[&connection].hello.is_some() {
+            return Err("it did not wait for Welcome".into());
+        }
+        ServerSession::new().handle(&hello).map_err(|error| error.to_string())?;
+        self.admit(around, connection, hello);
+        Ok(())
+    }
+
+    fn hear(&mut self, around: &mut Around<'_>, peer: PeerId, bytes: &[u8]) -> Result<(), String> {
         let message = read_control(bytes)?;
-        let session = self.sessions.get_mut(&connection).expect("only a session hears");
-        let peer = session.peer;
-        match session.order.handle(&message).map_err(|error| error.to_string())? {
-            SessionEvent::Hello => self.admit(around, connection, &message),
-            SessionEvent::Evaluated { round, sums } => self.inbox.push_back(Event::Evaluated { peer, round, sums }),
-            SessionEvent::Goodbye => self.end(around, connection, "it said goodbye"),
+        let seat = self.seats.get_mut(&peer).expect("only a seat hears");
+        match seat.order.handle(&message).map_err(|error| error.to_string())? {
+            SessionEvent::Evaluated { round, sums } => self.inbox.push_back(Word::Event(Event::Evaluated { peer, round, sums })),
+            SessionEvent::Goodbye => self.end(around, peer, "it said goodbye", false),
             SessionEvent::Late { round } => around.witness.late_word(round),
-            SessionEvent::Again { .. } => {}
+            SessionEvent::Again { .. } => around.ledger.answers_again += 1,
             other => unreachable!("a server does not hear {other:?}"),
         }
         Ok(())
     }
 
-    fn admit(&mut self, around: &mut Around<'_>, connection: Connection, hello: &Message) {
-        let Message::Hello { cut, name, .. } = hello else { unreachable!("Hello is made of Hello") };
-        let peer = self.sessions[&connection].peer;
-        if self.seated(&peer).is_some() {
-            let reason = "this key is in the run already".to_string();
-            self.say(around, connection, &Message::Refused { code: RefusalCode::Full, reason: reason.clone() });
-            return self.close(around, connection, &reason, true);
-        }
-        // A client's place among those enrolled: the same whenever it comes.
-        let number = Scenario::client_of(peer) as u32;
-        self.edge.seat(number, peer, cut.0..LAYERS);
-        let (activations, gradients) = (self.scenario.activations, self.scenario.gradients);
-        let plan = self.scenario.plan.clone();
-        let clients = self.scenario.clients.len() as u32;
-        self.say(
-            around,
-            connection,
-            &Message::Welcome {
-                plan,
-                activations,
-                gradients,
-                adapters: cutlayer_wire::Encoding::F32,
-                client: number,
-                clients,
-                id: RunId { run: 1, start: 1 },
-                resumed: false,
-                awaits: None,
-                updated: None,
-            },
-        );
-        let mut keys = toy::keys(0..cut.0);
-        // As if this server read another model than the one that the contract is of.
-        keys.extend((name == "foreign").then(|| "layers.99".to_string()));
-        let session = self.sessions.get_mut(&connection).expect("it was just spoken to");
-        session.number = Some(number);
-        session.keys.clone_from(&keys);
-        self.inbox.push_back(Event::Joined { peer, client: number, keys });
-    }
-
-    /// Says something now. What the coordinator wants said must always be in order.
-    fn say(&mut self, around: &mut Around<'_>, connection: Connection, message: &Message) {
-        let session = self.sessions.get_mut(&connection).expect("only a session speaks");
-        if let Err(error) = session.order.sent(message) {
-            panic!("the server's own word {} to session {} is out of order: {error}", message.name(), connection.0);
-        }
-        match message {
-            // It holds the whole plan.
-            Message::Welcome { client, .. } => {
-                around.trace.note(around.now_ms, format_args!("server: welcomes session {} as {client}", connection.0));
-            }
-            _ => around.trace.note(around.now_ms, format_args!("server: says {message:?} to session {}", connection.0)),
-        }
-        self.effects.push(Effect::Send { connection, packet: Packet::control(message) });
-    }
-
-    /// Gives a client something to do. A session that the coordinator has not heard of is not the one that it means: the client
-    /// came back while the coordinator's last words were still being carried out.
+    /// Has something told to a client that has a seat: now, or by the Welcome that it is given when it comes back.
     pub fn tell(&mut self, around: &mut Around<'_>, peer: &PeerId, command: Command) {
-        if let Some(connection) = self.seated(peer).filter(|connection| self.sessions[connection].known) {
-            self.tell_session(around, connection, command);
+        let seat = self.seats.get_mut(peer).expect("a seat is freed only when the coordinator knows");
+        if seat.place == crate::seat::Place::Ended {
+            return;
+        }
+        assert!(seat.known || self.driver.over.is_some(), "{peer} is told what was meant for who sat there before");
+        match &command {
+            Command::Adopt { round, state } => seat.adapter = Some((*round, state.clone())),
+            Command::Say(message) => {
+                if let Err(error) = seat.order.sent(message) {
+                    panic!("the server's own word {} to {peer} is out of order: {error}", message.name());
+                }
+                around.trace.note(around.now_ms, format_args!("server: says {message:?} to {peer}, {:?}", seat.place));
+                match message {
+                    Message::Settled { .. } => seat.settled = Some(message.clone()),
+                    Message::Finish { .. } => seat.finish = Some(message.clone()),
+                    _ => {}
+                }
+            }
+        }
+        let here = seat.here();
+        if let Command::Say(message @ Message::Refused { .. }) = &command {
+            // Whether or not it hears: there is nothing to come back to.
+            self.effects.extend(here.map(|connection| Effect::Send { connection, packet: Packet::control(message) }));
+            return self.end(around, *peer, "it was refused", true);
+        }
+        if let Some(connection) = here {
+            self.queue(around, connection, command);
         }
     }
 
-    /// Gives a session something to do. One that does not read what it is told ends.
-    pub fn tell_session(&mut self, around: &mut Around<'_>, connection: Connection, command: Command) {
-        let session = self.sessions.get_mut(&connection).expect("only a session is told");
-        session.commands.push_back(command);
-        if session.commands.len() > COMMANDS_MAX {
-            return self.end(around, connection, "it does not read what it is told");
+    /// Queues something for a connection. One that does not read what it is told is closed.
+    pub fn queue(&mut self, around: &mut Around<'_>, connection: Connection, command: Command) {
+        let open = self.connections.get_mut(&connection).expect("whoever is here has a connection");
+        open.commands.push_back(command);
+        if open.commands.len() > COMMANDS_MAX {
+            return self.hang_up(around, connection, "it does not read what it is told");
         }
-        if !std::mem::replace(&mut session.obeying, true) {
+        if !std::mem::replace(&mut open.obeying, true) {
             self.obey_later(connection);
         }
     }
 
     /// A word takes a moment, and an adapter longer: words may wait behind it.
     fn obey_later(&mut self, connection: Connection) {
-        let adopt = matches!(self.sessions[&connection].commands.front(), Some(Command::Adopt { .. }));
+        let adopt = matches!(self.connections[&connection].commands.front(), Some(Command::Adopt { .. }));
         let after_ms = self.random.between(0, if adopt { 60 } else { 3 });
         self.wake(after_ms, Timer::Obey(connection));
     }
 
-    fn obey(&mut self, around: &mut Around<'_>, connection: Connection) {
-        let Some(session) = self.sessions.get_mut(&connection) else { return };
-        match session.commands.pop_front() {
-            None => session.obeying = false,
+    fn obey(&mut self, connection: Connection) {
+        let Some(open) = self.connections.get_mut(&connection) else { return };
+        let peer = open.peer;
+        let packet = match open.commands.pop_front() {
+            None => {
+                open.obeying = false;
+                return;
+            }
             Some(Command::Adopt { round, state }) => {
-                let own = session.keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
-                let packet = Packet::adapter(&AdapterFrame::new(round, 0.0, &toy::BASE, own));
-                self.effects.push(Effect::Send { connection, packet });
-                self.obey_later(connection);
+                let keys = &self.seats[&peer].keys;
+                let own = keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
+                Packet::adapter(&AdapterFrame::new(round, 0.0, &toy::BASE, own))
             }
-            Some(Command::Say(message)) => {
-                self.say(around, connection, &message);
-                if matches!(message, Message::Refused { .. }) {
-                    return self.close(around, connection, "it was refused", true);
-                }
-                self.obey_later(connection);
-            }
-        }
+            Some(Command::Say(message)) => Packet::control(&message),
+        };
+        self.effects.push(Effect::Send { connection, packet });
+        self.obey_later(connection);
     }
 
-    fn take_update(&mut self, around: &mut Around<'_>, connection: Connection, bytes: &[u8]) -> Result<(), String> {
+    fn take_update(&mut self, around: &mut Around<'_>, peer: PeerId, bytes: &[u8]) -> Result<(), String> {
         let mut frame = read_adapter(bytes, &AdapterLimits::for_values(VALUES))?;
-        let session = self.sessions.get_mut(&connection).expect("only a session hears");
-        let peer = session.peer;
-        match session.order.update(frame.round).map_err(|error| error.to_string())? {
+        let seat = self.seats.get_mut(&peer).expect("only a seat hears");
+        match seat.order.update(frame.round).map_err(|error| error.to_string())? {
             SessionEvent::Update { .. } => {
-                let number = session.number.expect("a session in order has a seat");
-                let work = self.edge.work(number);
+                let work = self.edge.work(seat.number);
                 let seen = match self.scenario.plan.weighting {
                     Weighting::Tokens => work.scored as f64,
                     Weighting::Samples => work.sequences as f64,
@@ -328,53 +317,98 @@ impl Server {
                 if self.scenario.weight_is_bounded {
                     frame.weight = frame.weight.min(seen);
                 }
-                self.inbox.push_back(Event::Updated { peer, frame });
+                self.turns.finish(seat.number, frame.round);
+                self.inbox.push_back(Word::Event(Event::Updated { peer, frame }));
+                self.turn_passes();
             }
             // The first one counts.
-            SessionEvent::Again { .. } => {}
+            SessionEvent::Again { .. } => around.ledger.answers_again += 1,
             _ => around.witness.late_update(frame.round),
         }
         Ok(())
     }
 
-    /// Begins with the next step, unless one is under way: one after the other.
-    fn serve(&mut self, connection: Connection) -> Result<(), String> {
+    fn take_step(&mut self, around: &mut Around<'_>, connection: Connection, peer: PeerId, bytes: &[u8]) -> Result<(), String> {
         let limits = FrameLimits::new(HIDDEN, 9, 9).encoded(self.scenario.activations, self.scenario.gradients);
-        let session = self.sessions.get_mut(&connection).expect("only a session serves");
-        while session.serving.is_none() {
-            let Some(bytes) = session.steps.pop_front() else { return Ok(()) };
-            let frame = read_frame(&bytes, &limits)?;
-            match session.order.step(&frame.header).map_err(|error| error.to_string())? {
-                SessionEvent::Step { train } => {
-                    session.serving = Some((frame, train));
-                    let after_ms = self.random.between(0, 10);
-                    self.effects.push(Effect::Wake { after_ms, timer: Timer::Served(connection) });
-                }
-                _ => {
-                    let failed = Frame::failed(&frame.header, "the round went on without this client");
-                    self.effects.push(Effect::Send { connection, packet: Packet::step(&failed) });
-                }
-            }
-        }
+        let frame = read_frame(bytes, &limits)?;
+        let seat = self.seats.get_mut(&peer).expect("only a seat hears");
+        let event = seat.order.step(&frame.header).map_err(|error| error.to_string())?;
+        let step = Step { frame, request: hash_of(bytes), event };
+        self.connections.get_mut(&connection).expect("it just sent").steps.push_back(step);
+        self.serve(around, peer);
         Ok(())
     }
 
-    /// The server's half of a step is computed. The round may have gone on since the step was taken: then it changes nothing.
-    fn served(&mut self, around: &mut Around<'_>, connection: Connection) -> Result<(), String> {
-        let Some(session) = self.sessions.get_mut(&connection) else { return Ok(()) };
-        let Some((frame, train)) = session.serving.take() else { return Ok(()) };
-        let number = session.number.expect("a session in order has a seat");
-        let header = frame.header;
-        let answer = if train && self.edge.round(number) != Some(header.round) {
-            Frame::failed(&header, "the round went on while this step waited")
-        } else {
-            if train {
-                around.witness.applied(connection, header.step, header.round, around.disk.progress.round);
+    /// Begins with a client's next step, unless one is under way: one after the other.
+    fn serve(&mut self, around: &mut Around<'_>, peer: PeerId) {
+        loop {
+            let Some(seat) = self.seats.get_mut(&peer).filter(|seat| seat.serving.is_none()) else { return };
+            let Some(connection) = seat.here() else { return };
+            let open = self.connections.get_mut(&connection).expect("whoever is here has a connection");
+            let Some(Step { frame, request, event }) = open.steps.pop_front() else { return };
+            let header = frame.header;
+            let failed = |reason| Packet::step(&Frame::failed(&header, reason));
+            let known = if header.flags.has(FrameFlags::TRAIN) { seat.memo.find(header.step, request) } else { Known::New };
+            let packet = match (event, known) {
+                (SessionEvent::Late { .. }, _) => failed("the round went on without this client"),
+                (_, Known::Answered(answer)) => {
+                    around.ledger.answered_again += 1;
+                    around.ledger.answers(self.start, seat.number, header.step, &answer.bytes);
+                    answer
+                }
+                (_, Known::OtherBytes) => {
+                    around.ledger.other_bytes += 1;
+                    failed("this step came before with other bytes")
+                }
+                (_, Known::PassedOver) => failed("steps after it were taken without it"),
+                (event, Known::New) => {
+                    around.ledger.served_late += u64::from(matches!(event, SessionEvent::Again { .. }));
+                    seat.serving = Some(Serving { frame, request, asker: connection, computing: false });
+                    return self.turn_passes();
+                }
+            };
+            self.effects.push(Effect::Send { connection, packet });
+        }
+    }
+
+    /// Whoever's turn it is computes.
+    pub fn turn_passes(&mut self) {
+        let lockstep = self.scenario.plan.step_order == StepOrder::Lockstep;
+        for (peer, seat) in &mut self.seats {
+            let Some(serving) = seat.serving.as_mut().filter(|serving| !serving.computing) else { continue };
+            let header = serving.frame.header;
+            if !lockstep || !header.flags.has(FrameFlags::TRAIN) || self.turns.is_turn(seat.number, header.step) {
+                serving.computing = true;
+                let after_ms = self.random.between(0, 10);
+                self.effects.push(Effect::Wake { after_ms, timer: Timer::Served(*peer, seat.incarnation) });
             }
-            assert_eq!(header.flags.has(FrameFlags::TRAIN), train);
-            self.edge.open(number, &frame, self.scenario.gradients)
+        }
+    }
+
+    /// The server's half of a step is computed. The round may have gone on since the step was taken: then it changes nothing.
+    fn served(&mut self, around: &mut Around<'_>, peer: PeerId, incarnation: u32) {
+        let Some(seat) = self.seats.get_mut(&peer).filter(|seat| seat.incarnation == incarnation) else { return };
+        let Serving { frame, request, asker, .. } = seat.serving.take().expect("a step was computed");
+        let (header, number) = (frame.header, seat.number);
+        let train = header.flags.has(FrameFlags::TRAIN);
+        let answer = if train && self.edge.round(number) != Some(header.round) {
+            Packet::step(&Frame::failed(&header, "the round went on while this step waited"))
+        } else {
+            let answer = Packet::step(&self.edge.open(number, &frame, self.scenario.gradients));
+            if train {
+                around.ledger.answers(self.start, number, header.step, &answer.bytes);
+                around.ledger.applied(self.start, number, header.step, around.disk.progress.round);
+                seat.memo.keep(header.step, request, answer.clone());
+                if is_last(&header) {
+                    self.turns.done(number, header.step);
+                }
+            }
+            answer
         };
-        self.effects.push(Effect::Send { connection, packet: Packet::step(&answer) });
-        self.serve(connection)
+        if seat.here() == Some(asker) {
+            self.effects.push(Effect::Send { connection: asker, packet: answer });
+        }
+        self.turn_passes();
+        self.serve(around, peer);
     }
 }

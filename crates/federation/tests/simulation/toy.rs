@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use cutlayer_wire::{AdapterState, BaseHash, HostTensor, RoundId};
+use cutlayer_wire::{AdapterState, BaseHash, HostTensor};
 
 use crate::random::noise;
 
@@ -20,13 +20,22 @@ pub const SHAPE: [usize; 2] = [2, 3];
 /// Values of a whole adapter.
 pub const VALUES: u64 = LAYERS as u64 * 6;
 
-/// Where a step stands in the run.
+/// Which batch: the place of a client's sampler, which goes on from round to round.
 #[derive(Clone, Copy, Debug)]
 pub struct At {
     pub seed: u64,
     pub client: u32,
-    pub round: RoundId,
-    pub index: u32,
+    pub draw: u64,
+}
+
+/// What a side keeps beside its adapter from one round to the next, as an optimizer does.
+pub type Moment = f32;
+
+impl At {
+    /// A batch of the held-out records, for which no sampler moves.
+    pub fn held_out(seed: u64, client: u32, index: u32) -> Self {
+        Self { seed, client, draw: 1 << 40 | u64::from(index) }
+    }
 }
 
 /// The name of a layer's tensor.
@@ -52,7 +61,7 @@ pub fn part(state: &AdapterState, layers: Range<u16>) -> AdapterState {
 
 /// Sequence lengths of a step's batch.
 pub fn lengths(at: At) -> Vec<u32> {
-    let word = |place: u64| ((noise(&[at.seed, 2, at.client.into(), at.round.0.into(), at.index.into(), place]) + 1.0) * 1.5) as u32;
+    let word = |place: u64| ((noise(&[at.seed, 2, at.client.into(), at.draw, place]) + 1.0) * 1.5) as u32;
     (0..=u64::from(word(9).min(2))).map(|place| 1 + word(place).min(2)).collect()
 }
 
@@ -60,26 +69,24 @@ pub fn lengths(at: At) -> Vec<u32> {
 pub fn activations(own: &AdapterState, at: At) -> Vec<f32> {
     let tokens: u32 = lengths(at).iter().sum();
     let level = 0.01 * own.values().flat_map(|tensor| &tensor.values).sum::<f32>();
-    let place = |place| level + noise(&[at.seed, 3, at.client.into(), at.round.0.into(), at.index.into(), u64::from(place)]);
+    let place = |place| level + noise(&[at.seed, 3, at.client.into(), at.draw, u64::from(place)]);
     (0..tokens * HIDDEN).map(place).collect()
 }
 
-/// The server's half of a step: its layers move, and the gradient goes back.
-pub fn step_server(own: &mut AdapterState, activations: &[f32]) -> Vec<f32> {
-    pull(own, activations);
+/// What the server sends back for one micro-batch: from its layers as the step before left them.
+pub fn gradient(own: &AdapterState, activations: &[f32]) -> Vec<f32> {
     let level = 0.01 * own.values().flat_map(|tensor| &tensor.values).sum::<f32>();
     activations.iter().map(|value| 0.5 * value + level).collect()
 }
 
-/// The client's half of a step.
-pub fn step_client(own: &mut AdapterState, gradient: &[f32]) {
-    pull(own, gradient);
-}
-
-fn pull(own: &mut AdapterState, towards: &[f32]) {
-    for tensor in own.values_mut() {
-        for (value, target) in tensor.values.iter_mut().zip(towards.iter().cycle()) {
-            *value = 0.9 * *value + 0.1 * target;
+/// Either side's optimizer: once a step, from what all its micro-batches left, in their order.
+pub fn optimize(own: &mut AdapterState, moment: &mut Moment, pulls: &[Vec<f32>]) {
+    for towards in pulls {
+        *moment = 0.5 * *moment + 0.1 * towards.iter().sum::<f32>() / towards.len() as f32;
+        for tensor in own.values_mut() {
+            for (value, target) in tensor.values.iter_mut().zip(towards.iter().cycle()) {
+                *value = 0.9 * *value + 0.1 * target + 0.01 * *moment;
+            }
         }
     }
 }

@@ -41,7 +41,7 @@ impl Trace {
 
     /// Adds bytes to the hash that no line shows.
     pub fn hash(&mut self, bytes: &[u8]) {
-        self.hash = bytes.iter().fold(self.hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME));
+        self.hash = fnv(self.hash, bytes);
     }
 
     pub fn digest(&self) -> u64 {
@@ -52,6 +52,15 @@ impl Trace {
     pub fn events(&self) -> u64 {
         self.events
     }
+}
+
+/// A hash of bytes, fixed for ever.
+pub fn hash_of(bytes: &[u8]) -> u64 {
+    fnv(FNV_BASIS, bytes)
+}
+
+fn fnv(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
 impl Drop for Trace {

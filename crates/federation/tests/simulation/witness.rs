@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cutlayer_federation::{Action, Coordinator, CoordinatorConfig, Event, RoundSummary, Source, Update};
-use cutlayer_wire::{AdapterFrame, AdapterState, EvalSums, HostTensor, PeerId, RoundId, StepId, Weighting};
+use cutlayer_wire::{AdapterFrame, AdapterState, EvalSums, HostTensor, PeerId, RoundId, Weighting};
 
-use crate::network::Connection;
 use crate::toy::{self, BASE, SHAPE};
 
 /// A client's number and its key, in the order in which rounds are folded.
@@ -47,7 +46,6 @@ pub struct Tally {
     pub late: u64,
     pub late_words: u64,
     pub overdue: u64,
-    pub steps: u64,
     pub rejected: u64,
     pub returned: u64,
 }
@@ -65,8 +63,10 @@ pub struct Witness {
     /// Whom the next actions must refuse.
     refuse: Option<PeerId>,
     reject: Option<PeerId>,
-    /// Steps taken, by session: each one once.
-    applied: BTreeSet<(Connection, StepId)>,
+    /// The last round whose commit a client was told of, in whatever words.
+    told: RoundId,
+    /// What each round left.
+    states: Vec<AdapterState>,
     /// Everyone that ever joined.
     known: BTreeSet<PeerId>,
     /// Who trained in each round that was committed.
@@ -88,7 +88,8 @@ impl Witness {
             late: 0,
             refuse: None,
             reject: None,
-            applied: BTreeSet::new(),
+            told: RoundId(0),
+            states: Vec::new(),
             known: BTreeSet::new(),
             trained: Vec::new(),
             finished: false,
@@ -96,8 +97,14 @@ impl Witness {
         }
     }
 
-    /// The server's process started again from its disk: what it knew besides is gone.
+    /// The server's process started again from its disk: what it knew besides is gone. What was committed stays, and with it every
+    /// round that anyone was told of.
     pub fn restarted(&mut self, round: RoundId, state: &AdapterState) {
+        assert!(round >= self.told, "round {} was spoken of, the disk has {round}", self.told);
+        if let Some(committed) = (round.0 as usize).checked_sub(1) {
+            assert_eq!(toy::bits(&self.states[committed]), toy::bits(state), "round {round} is not what was committed");
+        }
+        self.states.truncate(round.0 as usize);
         (self.committed, self.global) = (round, state.clone());
         self.members.clear();
         (self.open, self.scoring, self.late) = (None, None, 0);
@@ -106,11 +113,9 @@ impl Witness {
         self.trained.truncate(round.0 as usize);
     }
 
-    /// A step changes the server's layers, which hold what round `installed` left: once, and in its own round.
-    pub fn applied(&mut self, connection: Connection, step: StepId, round: RoundId, installed: RoundId) {
-        assert!(self.applied.insert((connection, step)), "step {step} of session {} was applied twice", connection.0);
-        assert_eq!(round, installed.next(), "step {step} of session {} moves the layers of another round", connection.0);
-        self.tally.steps += 1;
+    /// Someone is told something that is true only once `round` is committed.
+    pub fn tells(&mut self, round: RoundId) {
+        self.told = self.told.max(round);
     }
 
     /// A session dropped an update that came late.
@@ -330,6 +335,7 @@ impl Witness {
             self.tally.committed += 1;
         }
         self.trained.push(seats);
+        self.states.push(state.clone());
         (self.committed, self.global) = (round, state.clone());
     }
 }

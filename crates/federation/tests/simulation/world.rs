@@ -4,21 +4,26 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use cutlayer_federation::{Contract, Coordinator, Event, Progress, by_name};
-use cutlayer_wire::{AdapterState, RoundId};
+use cutlayer_wire::{AdapterState, RoundId, StepOrder};
 
 use crate::bytes::Lane;
 use crate::client::{self, Client, Ending};
 use crate::driver::Disk;
+use crate::edge::Moments;
+use crate::ledger::Ledger;
 use crate::network::{Connection, End, Network};
 use crate::random::Random;
-use crate::scenario::{Fault, Scenario, Temper};
-use crate::server::{self, Around, Server, Timer};
+use crate::scenario::{Fault, Kind, Scenario, Temper};
+use crate::server::{self, Around, Server, Timer, Word};
 use crate::toy::{self, BASE};
 use crate::trace::Trace;
 use crate::witness::{Tally, Witness};
 
 /// More than any run needs: beyond it, something goes round in circles.
 const HAPPENINGS_MAX: u64 = 100_000;
+
+/// How long a server that died at its disk is down.
+const DOWN_MS: u64 = 50;
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug)]
@@ -61,11 +66,13 @@ pub struct Outcome {
     pub ended_ms: u64,
     pub disk: (RoundId, AdapterState),
     pub tally: Tally,
+    pub ledger: Ledger,
     /// Who trained in each round.
     pub trained: Vec<Vec<usize>>,
     pub told: usize,
     pub restarts: u32,
     pub superseded: u32,
+    pub sent_again: u32,
 }
 
 pub struct World {
@@ -79,6 +86,7 @@ pub struct World {
     trace: Trace,
     disk: Disk,
     witness: Witness,
+    ledger: Ledger,
     server: Option<Server>,
     /// Processes of the server so far.
     processes: u32,
@@ -102,8 +110,9 @@ impl World {
             planned: Vec::new(),
             network: Network::new(random.fork(), links),
             trace: Trace::new(scenario.seed, loud),
-            disk: Disk { progress: Progress::default(), state: toy::start(), writes: 0 },
+            disk: Disk { progress: Progress::default(), state: toy::start(), moments: Moments::default(), deaths: scenario.deaths.clone() },
             witness: Witness::new(scenario.config.clone(), weight_max),
+            ledger: Ledger::new(scenario.plan.step_order == StepOrder::Lockstep),
             server: None,
             processes: 0,
             clients,
@@ -138,10 +147,12 @@ impl World {
             ended_ms: self.now_ms,
             disk: (self.disk.progress.round, self.disk.state.clone()),
             tally: self.witness.tally,
+            ledger: self.ledger,
             trained,
             told,
             restarts: self.processes - 1,
             superseded: self.clients.iter().map(|client| client.superseded).sum(),
+            sent_again: self.clients.iter().map(|client| client.sent_again).sum(),
         }
     }
 
@@ -149,7 +160,7 @@ impl World {
     fn check_end(&self) {
         let server = self.server.as_ref().expect("the server is up in the end");
         assert!(server.coordinator.is_finished() && server.driver.closed, "nothing is left to happen, but the run is not over");
-        assert!(server.sessions.is_empty());
+        assert!(server.connections.is_empty());
         for client in &self.clients {
             assert!(client.ending.is_some() && client.connection.is_none(), "client {} waits for ever", client.index);
             for round in &client.accepted {
@@ -161,7 +172,9 @@ impl World {
                 );
             }
         }
-        if self.scenario.healthy {
+        let deadline_ms = self.scenario.longest_ms(self.processes);
+        assert!(self.now_ms <= deadline_ms, "the run took {} ms, and must be over after {deadline_ms}", self.now_ms);
+        if self.scenario.kind != Kind::Wild {
             let honest = self.clients.iter().filter(|client| client.plan.temper == Temper::Honest);
             honest.for_each(|client| assert_eq!(client.ending, Some(Ending::Told), "client {} was not told", client.index));
         }
@@ -214,15 +227,21 @@ impl World {
             .expect("a sound run");
         self.witness.restarted(self.disk.progress.round, &self.disk.state);
         self.trace.note(self.now_ms, format_args!("server: process {} starts from round {}", self.processes, self.disk.progress.round));
-        self.server = Some(Server::new(&self.scenario, coordinator, self.random.fork()));
+        self.server = Some(Server::new(&self.scenario, self.processes, coordinator, &self.disk, self.random.fork()));
         self.with_server(|server, around| server.pump(around));
     }
 
     /// Lets something happen to the server, and does what it asks for.
     fn with_server(&mut self, happen: impl FnOnce(&mut Server, &mut Around<'_>)) {
         let Some(server) = &mut self.server else { return };
-        let mut around = Around { now_ms: self.now_ms, disk: &mut self.disk, witness: &mut self.witness, trace: &mut self.trace };
-        happen(server, &mut around);
+        let (disk, witness, ledger, trace) = (&mut self.disk, &mut self.witness, &mut self.ledger, &mut self.trace);
+        happen(server, &mut Around { now_ms: self.now_ms, disk, witness, ledger, trace });
+        server.check_waits(self.now_ms);
+        let dead = server.driver.dead;
+        for replaced in std::mem::take(&mut server.replaced) {
+            let client = &self.clients[self.network.client_of(replaced)];
+            assert_ne!(client.connection, Some(replaced), "client {} is told that another took its place", client.index);
+        }
         for effect in std::mem::take(&mut server.effects) {
             match effect {
                 server::Effect::Send { connection, packet } => self.send(connection, End::Client, packet),
@@ -231,6 +250,10 @@ impl World {
                     self.plan(after_ms, Happening::ServerWakes { process: self.processes, timer });
                 }
             }
+        }
+        if dead {
+            self.ledger.deaths += 1;
+            self.restart(DOWN_MS);
         }
     }
 
@@ -333,6 +356,15 @@ impl World {
                     self.lose(connection);
                 }
             }
+            Fault::Roam { client } => {
+                if let Some(connection) = self.clients[client].connection {
+                    self.held[connection.0][End::Client as usize] = false;
+                    let after_ms = self.network.notice_ms();
+                    self.plan(after_ms, Happening::Gone { connection, to: End::Server });
+                    self.clients[client].disconnected();
+                    self.client_effects(client);
+                }
+            }
             Fault::Crash { client, down_ms } => {
                 if self.clients[client].ending.is_some() {
                     return;
@@ -341,7 +373,7 @@ impl World {
                     self.held[connection.0][End::Client as usize] = false;
                     self.lose(connection);
                 }
-                self.clients[client].forget();
+                self.clients[client].died();
                 self.wishes[client] += 1;
                 let life = self.wishes[client];
                 self.plan(down_ms, Happening::Connect { client, life });
@@ -355,15 +387,15 @@ impl World {
             }
             Fault::Restart { down_ms } => self.restart(down_ms),
             Fault::Stop => self.with_server(|server, around| {
-                server.inbox.push_back(Event::Stop { reason: "somebody stopped it".into() });
+                server.inbox.push_back(Word::Event(Event::Stop { reason: "somebody stopped it".into() }));
                 server.pump(around);
             }),
         }
     }
 
     fn restart(&mut self, down_ms: u64) {
-        let Some(server) = self.server.take_if(|server| !server.driver.over) else { return };
-        for connection in server.sessions.into_keys() {
+        let Some(server) = self.server.take_if(|server| !server.driver.closed) else { return };
+        for connection in server.connections.into_keys() {
             self.held[connection.0][End::Server as usize] = false;
             self.lose(connection);
         }

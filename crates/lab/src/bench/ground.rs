@@ -92,7 +92,7 @@ fn link_file(file: &Path, link: &Path) -> std::io::Result<()> {
 }
 
 /// What people adapt when they say nothing: PEFT's choice.
-fn usual_targets(spec: &ModelSpec) -> Vec<String> {
+pub(super) fn usual_targets(spec: &ModelSpec) -> Vec<String> {
     let targets: &[&str] = match spec.family {
         "gpt2" => &["c_attn"],
         "bert" => &["query", "value"],

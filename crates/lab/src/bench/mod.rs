@@ -1,7 +1,8 @@
 //! Measurements of what cutlayer does on this machine. They run the program as people run it, and read what it tells.
 //!
-//! Nothing here computes a step: a number that came about in another way than in a run would say nothing about runs.
+//! Only `batch` computes steps itself, by the calls that the server makes: sixteen clients on this machine would leave it little to measure.
 
+mod batch;
 mod flops;
 mod ground;
 mod report;
@@ -9,6 +10,7 @@ mod shape;
 mod split;
 mod step;
 
+pub use batch::{BatchBench, BatchReport, batch_table, bench_batch};
 pub use report::{StepReport, StepRow, step_table};
 pub use shape::{SHAPES, write_shape};
 pub use step::{BenchOptions, StepBench, Subject, bench_step};

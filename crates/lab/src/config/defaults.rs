@@ -82,6 +82,8 @@ pub(super) fn server() -> ServerSection {
         device: DeviceChoice::Cpu,
         precision: Precision::F32,
         checkpointing: false,
+        batching: true,
+        batch_memory_mib: 1024,
         aggregator: "fedavg".into(),
         weighting: Weighting::Tokens,
         updates_min: 0,

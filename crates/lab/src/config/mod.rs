@@ -2,6 +2,7 @@
 //!
 //! Reading never touches the model or the data: what those hold is found out by who uses them.
 
+mod chaos;
 mod cuts;
 mod defaults;
 mod error;
@@ -10,6 +11,7 @@ mod paths;
 mod plan;
 mod sections;
 
+pub use chaos::{Chaos, ChaosError, MishapKind, MishapRate, Victims};
 pub use cuts::Cuts;
 pub use error::ConfigError;
 pub use paths::{DATA_VARIABLE, data_folder};
@@ -41,6 +43,9 @@ pub struct RunConfig {
     /// Where all randomness comes from.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
+    /// What `run` lets go wrong, such as `kill=1/2m,partition=5s`; absent, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chaos: Option<Chaos>,
     /// The frozen base.
     #[serde(default = "defaults::model")]
     pub model: ModelSection,
@@ -118,11 +123,11 @@ impl RunConfig {
         self.client_section(index).name.unwrap_or_else(|| format!("client-{index}"))
     }
 
-    /// The link that `run` emulates in front of client `index`; nothing where the file asks for none.
+    /// The link that `run` emulates in front of client `index`; nothing where the file asks for none, and no network is to be cut.
     pub fn client_link(&self, index: u32) -> Result<Option<Conditions>, ConfigError> {
         let link = match (self.client_section(index).profile, self.link.profile, &self.link.emulate) {
             (Some(own), _, _) => Changes::default().apply(own),
-            (None, None, None) => return Ok(None),
+            (None, None, None) if !self.chaos.as_ref().is_some_and(Chaos::cuts_networks) => return Ok(None),
             (None, profile, changes) => changes.clone().unwrap_or_default().apply(profile.unwrap_or(Profile::Loopback)),
         };
         link.map(Some).map_err(ConfigError::Link)
@@ -138,6 +143,8 @@ impl RunConfig {
             let remedy = "give one cut for each of clients.count clients, or a single number";
             require(cuts.len() == count as usize, "split.cut", format!("a list of {}", cuts.len()), remedy)?;
         }
+        let uncut = self.split.mode == Mode::Central && self.chaos.is_some();
+        require(!uncut, "chaos", "given", "an uncut run is one process, with no network and no state; drop it, or split.mode")?;
         let sampled = if self.clients.per_round == 0 { count } else { self.clients.per_round };
         require(sampled <= count, "clients.per_round", sampled, "give at most clients.count, or 0 for all")?;
         require(

@@ -208,6 +208,12 @@ pub struct ServerSection {
     pub precision: Precision,
     /// Whether it keeps only each block's input and runs the block again on the way back: less memory, a third more time.
     pub checkpointing: bool,
+    /// Whether steps of different clients that wait at the same time are computed as one, where each has an adapter of its own on the server. It
+    /// changes how fast they are, not what comes out.
+    pub batching: bool,
+    /// Memory for the tapes of the steps of one batch, in MiB; a step that needs more goes alone. About 34 kB a token and block at a
+    /// hidden size of 576.
+    pub batch_memory_mib: u64,
     /// How updates are folded.
     pub aggregator: String,
     /// What an update weighs.

@@ -167,6 +167,17 @@ fn wrong_encodings_are_refused() {
     }
 }
 
+/// Goal: chaos is a key as any, and where it cuts networks there are networks. Method: with and without it.
+#[test]
+fn chaos_brings_the_links_that_it_cuts() {
+    let links = |overrides: &[&str]| load("", overrides).expect("a run file").client_link(0).expect("a link").is_some();
+    assert!(!links(&[]) && !links(&["chaos=kill=1/2m"]) && links(&["chaos=kill=1/2m,partition=5s"]));
+    let text = load("chaos = 'partition=5s'", &[]).expect("a run file").to_toml().expect("TOML");
+    assert!(text.contains("chaos = \"partition=5s@1/60s\""), "{text}");
+    assert!(refusal("chaos = 'partition'", &[]).contains("line 1"));
+    assert!(refusal("chaos = 'kill=1/2m'\nsplit = { mode = 'central' }", &[]).contains("one process"));
+}
+
 /// Goal: nothing written is silently ignored. Method: AdamW's keys beside SGD.
 #[test]
 fn keys_of_the_other_optimizer_are_refused() {

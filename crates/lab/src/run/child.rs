@@ -1,7 +1,7 @@
 //! A process of the run: its lines, its log, its end. Dies with this process, whatever kills that.
 //!
-//! Nothing here sends signals. A child is asked to stop by closing its standard input, which also happens by itself
-//! when this process is killed; one that does not listen is killed when its handle is dropped.
+//! A child is asked to stop by closing its standard input, which also happens by itself when this process is killed; one
+//! that does not listen is killed when its handle is dropped. The only other signal is the one of [`Child::kill`].
 
 use crate::error::LabError;
 use crate::memory::peak_bytes;
@@ -10,9 +10,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use std::sync::Arc;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// Lines of all children that may wait to be read; more, and the children wait.
@@ -32,6 +33,16 @@ pub(crate) enum Who {
     Client(u32),
 }
 
+impl Who {
+    /// What its log, its keys and its state are called.
+    pub fn process(self) -> String {
+        match self {
+            Self::Server => "server".into(),
+            Self::Client(client) => format!("client-{client}"),
+        }
+    }
+}
+
 /// What a process says.
 #[derive(Debug)]
 pub(crate) enum Said {
@@ -47,11 +58,12 @@ pub(crate) struct Child {
     log: PathBuf,
     id: Option<u32>,
     stdin: Option<ChildStdin>,
+    killed: Arc<Notify>,
     follower: JoinHandle<()>,
 }
 
 impl Child {
-    /// Starts `program`; what it says arrives at `said`, its standard error goes to `log`.
+    /// Starts `program`; what it says arrives at `said`, its standard error goes to the end of `log`.
     pub fn spawn(
         (who, name): (Who, String),
         program: &Path,
@@ -59,18 +71,32 @@ impl Child {
         log: PathBuf,
         said: mpsc::Sender<(Who, Said)>,
     ) -> Result<Self, LabError> {
-        let stderr = File::create(&log).map_err(LabError::write(&log))?;
+        let stderr = File::options().create(true).append(true).open(&log).map_err(LabError::write(&log))?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
         let mut process = command.spawn().map_err(|source| LabError::Spawn { name: name.clone(), source })?;
         let (id, stdin) = (process.id(), process.stdin.take());
-        let stdout = process.stdout.take().expect("it was asked for a pipe");
+        let mut lines = BufReader::new(process.stdout.take().expect("it was asked for a pipe")).lines();
+        let killed = Arc::new(Notify::new());
+        let asked = killed.clone();
         let follower = tokio::spawn(async move {
-            forward_lines(who, stdout, &said).await;
+            tokio::select! {
+                () = forward_lines(who, &mut lines, &said) => {}
+                () = asked.notified() => {
+                    // One that is gone cannot be killed; its status says how it went. What it said before still counts.
+                    let _ = process.start_kill();
+                    forward_lines(who, &mut lines, &said).await;
+                }
+            }
             // The run may have ended without waiting.
             let _ = said.send((who, Said::Exited(process.wait().await))).await;
         });
-        Ok(Self { name, log, id, stdin, follower })
+        Ok(Self { name, log, id, stdin, killed, follower })
+    }
+
+    /// Kills it at once, as `kill -9` does; that it is gone is said like any other end.
+    pub fn kill(&self) {
+        self.killed.notify_one();
     }
 
     /// Asks it to end with what it has.
@@ -110,8 +136,7 @@ impl Drop for Child {
     }
 }
 
-async fn forward_lines(who: Who, stdout: ChildStdout, said: &mpsc::Sender<(Who, Said)>) {
-    let mut lines = BufReader::new(stdout).lines();
+async fn forward_lines(who: Who, lines: &mut Lines<BufReader<ChildStdout>>, said: &mpsc::Sender<(Who, Said)>) {
     while let Ok(Some(line)) = lines.next_line().await {
         if said.send((who, Said::Line(line))).await.is_err() {
             return;
@@ -165,6 +190,17 @@ mod tests {
         let (mut child, mut heard) = shell("cat >/dev/null; echo stopped", &folder.path().join("log"));
         child.ask_to_stop();
         assert!(matches!(next(&mut heard).await, Said::Line(line) if line == "stopped"));
+    }
+
+    /// Goal: a killed child cannot resist, and what it said before is heard. Method: one that ignores what can be ignored.
+    #[tokio::test]
+    async fn a_killed_child_is_heard_out() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (child, mut heard) = shell("trap '' TERM INT HUP; echo last words; exec sleep 600", &folder.path().join("log"));
+        assert!(matches!(next(&mut heard).await, Said::Line(line) if line == "last words"));
+        child.kill();
+        let Said::Exited(Ok(status)) = next(&mut heard).await else { panic!("it exits") };
+        assert_eq!(status.code(), None, "ended by a signal");
     }
 
     /// Goal: no process outlives its handle. Method: drop one that would sleep on, and look for it.

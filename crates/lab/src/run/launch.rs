@@ -3,6 +3,7 @@
 //! A client's index in the run is its place on the server's allow-list, which is written here in the order of the run
 //! file: so clients may start and join in any order.
 
+use super::chaos::{ChaosLine, Mishap, Schedule};
 use super::child::{Child, LINES_MAX, Said, Who};
 use super::links::Links;
 use super::{Record, RunOptions};
@@ -16,11 +17,12 @@ use cutlayer_transport::{AllowList, Identity};
 use cutlayer_wire::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::iter::Peekable;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 /// How long a process that was asked to stop may finish what it is doing.
 const STOP_WAIT: Duration = Duration::from_secs(60);
@@ -37,10 +39,23 @@ pub(super) async fn run(
 ) -> Result<(), LabError> {
     let (server_id, allow) = make_keys(config, folder)?;
     let (said, heard) = mpsc::channel(LINES_MAX);
-    let (server, clients, links, state) = (None, BTreeMap::new(), Links::default(), State::default());
-    let mut launch = Launch { config, options, folder, record, allow, said, heard, server, clients, links, state };
+    let mut launch = Launch {
+        config,
+        options,
+        folder,
+        record,
+        server_id,
+        allow,
+        said,
+        heard,
+        server: None,
+        clients: BTreeMap::new(),
+        links: Links::default(),
+        state: State::default(),
+        mishaps: None,
+    };
     let ended = tokio::select! {
-        ended = launch.all(server_id) => Some(ended),
+        ended = launch.all() => Some(ended),
         () = stop.triggered() => None,
     };
     let outcome = match ended {
@@ -74,6 +89,23 @@ struct State {
     died_outside: Option<LabError>,
     /// The first client that died in the run, which is likely why anything after it went wrong.
     first_death: Option<LabError>,
+    /// Killed by chaos; to be started again once they are gone.
+    killed: BTreeSet<Who>,
+    /// Everyone was asked to stop.
+    stopping: bool,
+}
+
+/// What is still to go wrong.
+struct Mishaps {
+    schedule: Peekable<Schedule>,
+    started: Instant,
+}
+
+impl Mishaps {
+    fn next_at(&mut self) -> Instant {
+        let (after, _) = self.schedule.peek().expect("a schedule has no end");
+        self.started + *after
+    }
 }
 
 struct Launch<'a> {
@@ -81,6 +113,7 @@ struct Launch<'a> {
     options: &'a RunOptions,
     folder: &'a RunFolder,
     record: &'a mut Record,
+    server_id: PeerId,
     allow: AllowList,
     said: mpsc::Sender<(Who, Said)>,
     heard: mpsc::Receiver<(Who, Said)>,
@@ -89,13 +122,15 @@ struct Launch<'a> {
     clients: BTreeMap<u32, Child>,
     links: Links,
     state: State,
+    /// From when all were started, if the run asks for it, until the server says that it is done.
+    mishaps: Option<Mishaps>,
 }
 
 impl Launch<'_> {
     /// From the first process to the last.
-    async fn all(&mut self, server_id: PeerId) -> Result<(), LabError> {
+    async fn all(&mut self) -> Result<(), LabError> {
         let address = self.start_server().await?;
-        self.start_clients(address, server_id).await?;
+        self.start_clients(address).await?;
         self.hear_until(None, |state, _| state.server_exit.is_some()).await?;
         self.end().await
     }
@@ -103,6 +138,7 @@ impl Launch<'_> {
     /// Ends everything with what there is.
     async fn stop(&mut self) -> Result<(), LabError> {
         self.record.progress.note("stopping with what there is; once more to kill");
+        (self.state.stopping, self.mishaps) = (true, None);
         if self.state.listening.is_none() {
             return Ok(());
         }
@@ -118,8 +154,7 @@ impl Launch<'_> {
     }
 
     async fn start_server(&mut self) -> Result<SocketAddr, LabError> {
-        let arguments = self.arguments("serve", "server", &["--out".into(), self.folder.adapter().into()]);
-        self.server = Some(self.spawn(Who::Server, "server", &arguments)?);
+        self.start(Who::Server)?;
         let limit = Duration::from_secs(self.config.server.join_deadline_s);
         let done = |state: &State, _: &_| state.listening.is_some() || state.server_exit.is_some();
         let in_time = self.hear_until(Some(limit), done).await?;
@@ -144,22 +179,13 @@ impl Launch<'_> {
         self.links.begun().iter().try_for_each(|line| self.record.link(line))
     }
 
-    async fn start_clients(&mut self, server: SocketAddr, server_id: PeerId) -> Result<(), LabError> {
+    async fn start_clients(&mut self, server: SocketAddr) -> Result<(), LabError> {
         self.start_links(server)?;
-        for client in 0..self.config.clients.count {
-            let own: [OsString; 6] = [
-                "--client".into(),
-                client.to_string().into(),
-                "--server".into(),
-                self.links.address_for(client, server).to_string().into(),
-                "--server-id".into(),
-                server_id.to_hex().into(),
-            ];
-            let process = format!("client-{client}");
-            let arguments = self.arguments("join", &process, &own);
-            let child = self.spawn(Who::Client(client), &process, &arguments)?;
-            self.clients.insert(client, child);
-        }
+        (0..self.config.clients.count).try_for_each(|client| self.start(Who::Client(client)))?;
+        self.mishaps = self.config.chaos.as_ref().map(|chaos| {
+            let schedule = Schedule::new(chaos, self.config.clients.count, self.config.seed);
+            Mishaps { schedule: schedule.peekable(), started: Instant::now() }
+        });
         // The server says itself when it has waited too long. A client that dies before it was ever in is a mistake in the
         // run file or on this machine, and there is no sense in starting without it.
         let count = self.config.clients.count as usize;
@@ -184,25 +210,50 @@ impl Launch<'_> {
         Err(self.state.first_death.take().unwrap_or_else(|| server.death(&status)))
     }
 
-    fn arguments(&self, command: &str, process: &str, more: &[OsString]) -> Vec<OsString> {
-        let keys = self.folder.keys(process);
-        let common: [OsString; 5] = [command.into(), self.folder.resolved().into(), "--keys".into(), keys.into(), "--supervised".into()];
-        let phases = self.options.phases.then(|| OsString::from("--phases"));
-        let threads = Threads::of(self.config, self.options.cores);
-        let own = if command == "serve" { threads.server } else { threads.client };
-        let threads: [OsString; 2] = ["--threads".into(), own.to_string().into()];
-        common.into_iter().chain(threads).chain(phases).chain(more.iter().cloned()).collect()
-    }
-
-    fn spawn(&self, who: Who, process: &str, arguments: &[OsString]) -> Result<Child, LabError> {
+    /// Starts a process, or starts it again: then it goes on from what it kept.
+    fn start(&mut self, who: Who) -> Result<(), LabError> {
+        let process = who.process();
         let name = match who {
             Who::Server => "the server".into(),
             Who::Client(client) => self.config.client_name(client),
         };
-        Child::spawn((who, name), &self.options.program, arguments, self.folder.log(process), self.said.clone())
+        let (log, said) = (self.folder.log(&process), self.said.clone());
+        let child = Child::spawn((who, name), &self.options.program, &self.arguments(who, &process), log, said)?;
+        match who {
+            Who::Server => self.server = Some(child),
+            Who::Client(client) => drop(self.clients.insert(client, child)),
+        }
+        Ok(())
     }
 
-    /// Hears what the processes say until `done`, or until `limit` has passed; says whether it was done.
+    fn arguments(&self, who: Who, process: &str) -> Vec<OsString> {
+        let command = if who == Who::Server { "serve" } else { "join" };
+        let mut all: Vec<OsString> = vec![command.into(), self.folder.resolved().into(), "--supervised".into()];
+        let mut give = |flag: &str, value: OsString| all.extend([flag.into(), value]);
+        give("--keys", self.folder.keys(process).into());
+        let threads = Threads::of(self.config, self.options.cores);
+        give("--threads", if who == Who::Server { threads.server } else { threads.client }.to_string().into());
+        if self.config.chaos.is_some() {
+            give("--state", self.folder.state(process).into());
+        }
+        match (who, self.state.listening) {
+            (Who::Server, listening) => {
+                give("--out", self.folder.adapter().into());
+                // Where the clients know it, when it comes back.
+                listening.into_iter().for_each(|address| give("--listen", address.to_string().into()));
+            }
+            (Who::Client(client), listening) => {
+                let server = reachable(listening.expect("clients start when the server listens"));
+                give("--client", client.to_string().into());
+                give("--server", self.links.address_for(client, server).to_string().into());
+                give("--server-id", self.server_id.to_hex().into());
+            }
+        }
+        all.extend(self.options.phases.then(|| OsString::from("--phases")));
+        all
+    }
+
+    /// Hears what the processes say until `done`, or until `limit` has passed; says whether it was done. Meanwhile, things go wrong.
     async fn hear_until(
         &mut self,
         limit: Option<Duration>,
@@ -210,20 +261,53 @@ impl Launch<'_> {
     ) -> Result<bool, LabError> {
         let end = limit.map(|limit| Instant::now() + limit);
         while !done(&self.state, &self.clients) {
-            let heard = match end {
-                None => self.heard.recv().await,
-                Some(end) => match timeout_at(end, self.heard.recv()).await {
-                    Ok(heard) => heard,
-                    Err(_) => return Ok(false),
+            let mishap_at = self.mishaps.as_mut().map(Mishaps::next_at);
+            tokio::select! {
+                heard = self.heard.recv() => match heard.expect("this struct holds a sender") {
+                    (who, Said::Line(line)) => self.line(who, &line)?,
+                    (who, Said::Exited(status)) => self.exited(who, status)?,
                 },
-            };
-            let (who, said) = heard.expect("this struct holds a sender");
-            match said {
-                Said::Line(line) => self.line(who, &line)?,
-                Said::Exited(status) => self.exited(who, status),
+                () = at(mishap_at) => self.go_wrong()?,
+                () = at(end) => return Ok(false),
             }
         }
         Ok(true)
+    }
+
+    /// Lets the next mishap happen.
+    fn go_wrong(&mut self) -> Result<(), LabError> {
+        let Some((_, mishap)) = self.mishaps.as_mut().and_then(|mishaps| mishaps.schedule.next()) else { return Ok(()) };
+        let round = self.record.tally.rounds_done() + 1;
+        let (victim, line) = match mishap {
+            Mishap::Kill(who) => {
+                // One that is not back yet cannot die again.
+                let Some(child) = self.child(who).filter(|_| !self.state.killed.contains(&who)) else { return Ok(()) };
+                child.kill();
+                self.state.killed.insert(who);
+                (Some(who), ChaosLine::Killed { process: self.name(who), round })
+            }
+            Mishap::Cut(client, length) => {
+                let clients = self.links.cut(client, length);
+                (None, ChaosLine::Cut { clients, seconds: length.as_secs_f64(), round })
+            }
+        };
+        self.record.tally.mishap(victim);
+        self.record.chaos(&line)
+    }
+
+    fn child(&self, who: Who) -> Option<&Child> {
+        match who {
+            Who::Server => self.server.as_ref(),
+            Who::Client(client) => self.clients.get(&client),
+        }
+    }
+
+    /// What the records call a process.
+    fn name(&self, who: Who) -> String {
+        match who {
+            Who::Server => "server".into(),
+            Who::Client(client) => self.config.client_name(client),
+        }
     }
 
     fn line(&mut self, who: Who, line: &str) -> Result<(), LabError> {
@@ -234,38 +318,38 @@ impl Launch<'_> {
                 return Ok(());
             }
         };
-        let child = match who {
-            Who::Server => self.server.as_ref(),
-            Who::Client(client) => self.clients.get(&client),
-        };
-        self.record.tally.peak(who, child.and_then(Child::peak_bytes));
+        let peak = self.child(who).and_then(Child::peak_bytes);
+        self.record.tally.peak(who, peak);
         match &event {
             Event::Listening { addr, .. } => self.state.listening = addr.parse().ok(),
             Event::Joined { client, .. } if who == Who::Server => {
                 self.state.joined.insert(*client);
             }
+            Event::Finished { .. } if who == Who::Server => self.mishaps = None,
             _ => {}
         }
-        let from = match who {
-            Who::Server => "server".to_owned(),
-            Who::Client(client) => self.config.client_name(client),
-        };
+        let from = self.name(who);
         self.record.event(who, &from, &event)
     }
 
-    fn exited(&mut self, who: Who, status: std::io::Result<ExitStatus>) {
+    fn exited(&mut self, who: Who, status: std::io::Result<ExitStatus>) -> Result<(), LabError> {
+        let killed = self.state.killed.remove(&who) && status.as_ref().is_ok_and(|status| status.code().is_none());
+        // A client that the server has done with need not come back; a server may have somebody left to tell.
+        if killed && (who == Who::Server || !self.record.tally.is_finished()) {
+            return self.start_again(who);
+        }
         match who {
             Who::Server => self.state.server_exit = Some(status),
             Who::Client(client) => {
-                let Some(child) = self.clients.remove(&client) else { return };
+                let Some(child) = self.clients.remove(&client) else { return Ok(()) };
                 // Once the server is done with it, how a client ends changes nothing.
                 if status.as_ref().is_ok_and(ExitStatus::success) || self.record.tally.is_finished() {
-                    return;
+                    return Ok(());
                 }
                 let death = child.death(&status);
                 if !self.state.joined.contains(&client) {
                     self.state.died_outside.get_or_insert(death);
-                    return;
+                    return Ok(());
                 }
                 self.record.progress.note(&format!("{death}\nthe run goes on if enough clients are left"));
                 // The server would wait for the silence of a lost peer; thrown out, this one is gone within seconds.
@@ -275,6 +359,25 @@ impl Launch<'_> {
                 self.state.first_death.get_or_insert(death);
             }
         }
+        Ok(())
+    }
+
+    /// Brings back a process that was killed, with the arguments that it had.
+    fn start_again(&mut self, who: Who) -> Result<(), LabError> {
+        self.start(who)?;
+        if let Some(server) = self.server.as_mut().filter(|_| who == Who::Server && self.state.stopping) {
+            server.ask_to_stop();
+        }
+        let round = self.record.tally.rounds_done() + 1;
+        self.record.chaos(&ChaosLine::Restarted { process: self.name(who), round })
+    }
+}
+
+/// Waits for that time; for ever, where there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

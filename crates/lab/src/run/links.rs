@@ -7,6 +7,7 @@ use cutlayer_transport::{Emulator, EmulatorCounts};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 /// What tells the dice of one client's link from another's.
 const CLIENT_STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -56,6 +57,16 @@ impl Links {
     /// Where client `client` finds the server: behind its link, where it has one.
     pub fn address_for(&self, client: u32, server: SocketAddr) -> SocketAddr {
         self.standing.get(&client).map_or(server, |(_, emulator)| emulator.local_addr())
+    }
+
+    /// Lets nothing pass between a client, or all of them, and the server for so long; returns who has a link to cut.
+    pub fn cut(&self, client: Option<u32>, length: Duration) -> Vec<String> {
+        let hit = self.standing.iter().filter(|(standing, _)| client.is_none_or(|client| client == **standing));
+        hit.map(|(_, (link, emulator))| {
+            emulator.cut(length);
+            link.name.clone()
+        })
+        .collect()
     }
 
     /// What is to be written down at the start.

@@ -1,6 +1,7 @@
 //! A whole experiment on this machine: a server process, a process for each client, and what they leave in a folder.
 
 mod central;
+mod chaos;
 mod child;
 mod launch;
 mod links;
@@ -9,6 +10,7 @@ mod summary;
 mod table;
 mod words;
 
+pub use chaos::ChaosCounts;
 pub use progress::Show;
 pub use summary::{ClientRow, RoundRow, Summary};
 pub use table::tables;
@@ -21,6 +23,7 @@ use crate::folder::{MANIFEST_FILE, MetricsFile, RunFolder, SUMMARY_FILE};
 use crate::manifest::Manifest;
 use crate::shares::{client_data, resolve_labels};
 use crate::threads::Threads;
+use chaos::ChaosLine;
 use child::Who;
 use cutlayer_node::{Event, Stop};
 use links::LinkLine;
@@ -69,6 +72,9 @@ pub async fn run(mut config: RunConfig, options: &RunOptions, stop: &Stop) -> Re
     };
     record.progress.finish();
     folder.remove_keys();
+    if outcome.is_ok() {
+        folder.remove_state();
+    }
     let summary = record.summary(&folder, name, stop);
     folder.save_json(SUMMARY_FILE, &summary)?;
     outcome.map(|()| summary)
@@ -97,13 +103,13 @@ struct MetricsLine<'a> {
     event: &'a Event,
 }
 
-/// One more, of an emulated link.
+/// One more, of what `run` does to the run itself.
 #[derive(Serialize)]
-struct LinkEntry<'a> {
+struct OwnLine<'a, T> {
     at_s: f64,
     from: &'static str,
     #[serde(flatten)]
-    line: &'a LinkLine,
+    line: &'a T,
 }
 
 impl Record {
@@ -120,7 +126,13 @@ impl Record {
 
     /// Writes down the emulated link of a client, as it starts and as it ends.
     fn link(&mut self, line: &LinkLine) -> Result<(), LabError> {
-        self.metrics.append(&LinkEntry { at_s: self.started.elapsed().as_secs_f64(), from: "links", line })
+        self.metrics.append(&OwnLine { at_s: self.started.elapsed().as_secs_f64(), from: "links", line })
+    }
+
+    /// Writes down what went wrong on purpose, and says it.
+    fn chaos(&mut self, line: &ChaosLine) -> Result<(), LabError> {
+        self.progress.note(&line.to_string());
+        self.metrics.append(&OwnLine { at_s: self.started.elapsed().as_secs_f64(), from: "chaos", line })
     }
 
     fn summary(&self, folder: &RunFolder, name: String, stop: &Stop) -> Summary {

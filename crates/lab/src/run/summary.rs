@@ -1,5 +1,6 @@
 //! What a run came to, added up from its events; pure, so that a finished run can be added up again from its metrics.
 
+use super::chaos::ChaosCounts;
 use super::child::Who;
 use cutlayer_node::Event;
 use serde::Serialize;
@@ -29,6 +30,9 @@ pub struct Summary {
     pub clients: Vec<ClientRow>,
     /// Peers that were turned away.
     pub refused: Vec<String>,
+    /// How often what went wrong on purpose; absent where nothing was to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chaos: Option<ChaosCounts>,
     /// The most memory that the server's process held, or the one of an uncut run, where the system says.
     pub server_peak_bytes: Option<u64>,
 }
@@ -159,9 +163,15 @@ pub(crate) struct Tally {
     rounds_done: u32,
     reason: Option<String>,
     server_peak_bytes: Option<u64>,
+    chaos: Option<ChaosCounts>,
 }
 
 impl Tally {
+    /// Adds what was done to `who`, or to networks.
+    pub fn mishap(&mut self, who: Option<Who>) {
+        self.chaos.get_or_insert_default().add(who);
+    }
+
     /// Adds one event told by `who`.
     ///
     /// Both ends tell of a step. Sizes and the server's times are the server's to say, the client's time is its own; the
@@ -298,6 +308,7 @@ impl Tally {
             clients: self.clients.values().map(|row| ClientRow { padding_share: self.padding_of(row.client), ..row.clone() }).collect(),
             refused: self.refused.clone(),
             server_peak_bytes: self.server_peak_bytes,
+            chaos: self.chaos,
             ..Summary::default()
         }
     }

@@ -1,5 +1,6 @@
 //! The tables at the end of a run, for people.
 
+use super::chaos::ChaosCounts;
 use super::summary::{ClientRow, RoundRow, Summary};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -15,6 +16,9 @@ pub fn tables(summary: &Summary) -> String {
     }
     for refused in &summary.refused {
         text += &format!("turned away: {refused}\n");
+    }
+    if let Some(ChaosCounts { server_kills, client_kills, cuts }) = summary.chaos {
+        text += &format!("chaos: killed the server {server_kills} times and clients {client_kills} times, cut networks {cuts} times\n");
     }
     text += &last_word(summary);
     text

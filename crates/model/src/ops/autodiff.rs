@@ -2,7 +2,7 @@
 //!
 //! Frozen weights get none. Burn's autodiff is of first order, so the operations that only a backward uses have no gradient themselves.
 
-use super::{Fused, Heads, Maybe};
+use super::{Fused, Groups, Heads, Maybe};
 use crate::spec::Activation;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -49,9 +49,9 @@ fn tracked<B: Fused, C: CheckpointStrategy, S: Clone + Send + Debug + 'static>(
 /// What `linear` keeps.
 #[derive(Clone, Debug)]
 struct LinearState<B: Fused> {
-    weight: Plain<B>,
-    /// `x`, `x·Aᵀ`, `A` and `B`.
-    adapter: Option<[Plain<B>; 4]>,
+    weight: Option<Plain<B>>,
+    /// `x`, `x·Aᵀ`, `A` and `up`, and whose rows they are.
+    adapter: Option<([Plain<B>; 4], Groups)>,
     has_residual: bool,
 }
 
@@ -63,24 +63,22 @@ impl<B: Fused> Backward<B, 4> for Linear {
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let [x_node, residual_node, a_node, b_node] = ops.parents;
+        let [x_node, residual_node, a_node, up_node] = ops.parents;
         let LinearState { weight, adapter, has_residual } = ops.state;
-        let product = |x: Plain<B>, y: Plain<B>| B::affine(x, y, Maybe::None, Maybe::None, Maybe::None, Maybe::None);
-        let mut through = (Maybe::None, Maybe::None);
-        if let Some([x, low, a, b]) = adapter {
-            let d_low = product(grad.clone(), b);
+        let (mut d_low, mut back, mut among) = (Maybe::None, Maybe::None, Groups::default());
+        if let Some(([x, low, a, up], groups)) = adapter {
+            let slopes = B::shrink(grad.clone(), up, groups.clone());
             if let Some(node) = a_node {
-                grads.register::<B>(node.id, product(B::float_transpose(d_low.clone()), x));
+                grads.register::<B>(node.id, B::outer(slopes.clone(), x, groups.clone()));
             }
-            if let Some(node) = b_node {
-                // As (lowᵀ·grad)ᵀ: the long side is then the one that vectors run along.
-                grads.register::<B>(node.id, B::float_transpose(product(B::float_transpose(low), grad.clone())));
+            if let Some(node) = up_node {
+                grads.register::<B>(node.id, B::outer(low, grad.clone(), groups.clone()));
             }
-            through = (Maybe::Some(d_low), Maybe::Some(a));
+            (d_low, back, among) = (Maybe::Some(slopes), Maybe::Some(a), groups);
         }
         if let Some(node) = x_node {
-            let d_x = B::affine(grad.clone(), B::float_transpose(weight), through.0, through.1, Maybe::None, Maybe::None);
-            grads.register::<B>(node.id, d_x);
+            let weight = weight.map(B::float_transpose).into();
+            grads.register::<B>(node.id, B::affine(grad.clone(), weight, d_low, back, among, Maybe::None, Maybe::None));
         }
         if let (true, Some(node)) = (has_residual, residual_node) {
             grads.register::<B>(node.id, grad);
@@ -100,9 +98,10 @@ const FIRST_ORDER: &str = "a backward has no gradient of its own: burn's autodif
 impl<B: Fused, C: CheckpointStrategy> Fused for Autodiff<B, C> {
     fn affine(
         _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
         _: Maybe<Self>,
         _: Maybe<Self>,
+        _: Maybe<Self>,
+        _: Groups,
         _: Maybe<Self>,
         _: Maybe<Self>,
     ) -> FloatTensor<Self> {
@@ -111,29 +110,31 @@ impl<B: Fused, C: CheckpointStrategy> Fused for Autodiff<B, C> {
 
     fn linear(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Maybe<Self>,
         bias: Maybe<Self>,
         residual: Maybe<Self>,
         a: Maybe<Self>,
-        b: Maybe<Self>,
+        up: Maybe<Self>,
+        groups: Groups,
     ) -> FloatTensor<Self> {
-        let (residual, a, b) = (split(residual), split(a), split(b));
+        let (residual, a, up) = (split(residual), split(a), split(up));
         // An absent input stands in as `x`: its gradient is never asked for.
         let guard = |input: &Option<FloatTensor<Self>>| input.as_ref().map_or_else(|| x.node(), |input| input.node());
-        let nodes = [x.node(), guard(&residual), guard(&a), guard(&b)];
+        let nodes = [x.node(), guard(&residual), guard(&a), guard(&up)];
         let plain = |input: Option<FloatTensor<Self>>| input.map(|input| input.into_primitive());
         let bias: Maybe<B> = plain(split(bias)).into();
-        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+        let (x, weight) = (x.into_primitive(), plain(split(weight)));
         let has_residual = residual.is_some();
         let residual: Maybe<B> = plain(residual).into();
-        let (out, adapter) = match (plain(a), plain(b)) {
-            (Some(a), Some(b)) => {
-                let low = B::affine(x.clone(), B::float_transpose(a.clone()), Maybe::None, Maybe::None, Maybe::None, Maybe::None);
-                let up = Maybe::Some(B::float_transpose(b.clone()));
-                let out = B::affine(x.clone(), weight.clone(), Maybe::Some(low.clone()), up, bias, residual);
-                (out, Some([x, low, a, b]))
+        let frozen: Maybe<B> = weight.clone().into();
+        let (out, adapter) = match plain(a).zip(plain(up)) {
+            Some((a, up)) => {
+                let low = B::shrink(x.clone(), a.clone(), groups.clone());
+                let (between, after) = (Maybe::Some(low.clone()), Maybe::Some(up.clone()));
+                let out = B::affine(x.clone(), frozen, between, after, groups.clone(), bias, residual);
+                (out, Some(([x, low, a, up], groups)))
             }
-            _ => (B::affine(x, weight.clone(), Maybe::None, Maybe::None, bias, residual), None),
+            None => (B::affine(x, frozen, Maybe::None, Maybe::None, groups, bias, residual), None),
         };
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(LinearState { weight, adapter, has_residual }, out),

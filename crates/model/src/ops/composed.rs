@@ -1,6 +1,6 @@
 //! The mathematics of the fused operations, from burn's own: their reference, and what runs where a weight itself is trained.
 
-use super::Heads;
+use super::{Factors, Group, Heads};
 use crate::rows::Rows;
 use crate::spec::Activation;
 use burn::tensor::{Int, Tensor, activation};
@@ -8,15 +8,38 @@ use burn::tensor::{Int, Tensor, activation};
 /// As [`super::linear`].
 pub(crate) fn linear(
     x_nd: Tensor<2>,
-    weight: Tensor<2>,
+    weight: Option<Tensor<2>>,
     bias: Option<Tensor<1>>,
     residual: Option<Tensor<2>>,
-    factors: Option<(Tensor<2>, Tensor<2>)>,
+    factors: Option<Factors>,
 ) -> Tensor<2> {
-    let low_rank = factors.map(|(a, b)| x_nd.clone().matmul(a.transpose()).matmul(b.transpose()));
-    let terms = [bias.map(|bias| bias.unsqueeze()), residual, low_rank];
-    let weight = weight.cast(x_nd.dtype());
-    terms.into_iter().flatten().fold(x_nd.matmul(weight), |y, term: Tensor<2>| y + term)
+    let low_rank = factors.map(|factors| low_rank(&x_nd, factors));
+    let product = weight.map(|weight| {
+        let weight = weight.cast(x_nd.dtype());
+        x_nd.matmul(weight)
+    });
+    let terms = [product, bias.map(|bias| bias.unsqueeze()), residual, low_rank];
+    terms.into_iter().flatten().reduce(|y, term: Tensor<2>| y + term).expect("a projection of nothing")
+}
+
+/// `(x·Aᵀ)·up` of each group, and zeros between them.
+fn low_rank(x_nd: &Tensor<2>, Factors { a, up, groups }: Factors) -> Tensor<2> {
+    let ([n, _], [_, outputs]) = (x_nd.dims(), up.dims());
+    let nothing = |rows: usize| Tensor::zeros([rows, outputs], (&x_nd.device().inner(), x_nd.dtype()));
+    let (mut parts, mut done): (Vec<Tensor<2>>, usize) = (vec![], 0);
+    for Group { rows, ranks } in groups.iter() {
+        if rows.start > done {
+            parts.push(nothing(rows.start - done));
+        }
+        let own = |factors: &Tensor<2>| factors.clone().narrow(0, ranks.start, ranks.len());
+        let x = x_nd.clone().narrow(0, rows.start, rows.len());
+        parts.push(x.matmul(own(&a).transpose()).matmul(own(&up)));
+        done = rows.end;
+    }
+    if n > done {
+        parts.push(nothing(n - done));
+    }
+    Tensor::cat(parts, 0)
 }
 
 /// As [`super::norm`].

@@ -13,6 +13,7 @@ mod cube;
 
 #[allow(unsafe_code, reason = "vector instructions, and threads that write disjoint parts of one tensor")]
 mod flex;
+mod groups;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::spec::{Activation, BlockSpec};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Int, Tensor};
+pub(crate) use groups::{Group, Groups};
 
 /// Logits that may stand at once in a loss: 64 MiB of f32.
 const LOGITS_MAX: usize = 16 << 20;
@@ -53,33 +55,67 @@ impl Heads {
 /// Operations that a backend computes in one piece. Those named `_backward` are called by `autodiff.rs` alone.
 #[backend_extension(Flex, Autodiff, Cube: cfg(any(feature = "wgpu", feature = "cuda")))]
 pub(crate) trait Fused: Backend {
-    /// `x·W + low·up + bias + residual`: `x [n, in]`, `W [in, out]`, `low [n, r]`, `up [r, out]`; each of the last four may be absent.
+    /// `x·W + low·up + bias + residual`: `x [n, in]`, `W [in, out]`; each of the others may be absent.
+    ///
+    /// The second term is each group's own: to a group's rows it adds those of `low [n, w]`, as many columns as the group has ranks, times the
+    /// group's rows of `up [R, out]`. Other rows have none.
     fn affine(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Maybe<Self>,
         #[extension_type] low: Maybe<Self>,
         #[extension_type] up: Maybe<Self>,
+        groups: Groups,
         #[extension_type] bias: Maybe<Self>,
         #[extension_type] residual: Maybe<Self>,
     ) -> FloatTensor<Self>;
 
-    /// A frozen projection and its adapter (Hu et al. 2021): `x·W + (x·Aᵀ)·Bᵀ + bias + residual`, with `A [r, in]` and `B [out, r]`, the
-    /// scale already in `B`. Gradients flow to `x`, `residual`, `A` and `B`.
+    /// Each group's rows of `x [n, k]` times the transpose of its rows of `factors [R, k]`: `[n, w]`. What is to the right of a group's rank
+    /// means nothing.
+    fn shrink(x: FloatTensor<Self>, factors: FloatTensor<Self>, groups: Groups) -> FloatTensor<Self> {
+        let ([n, k], width) = (x.shape().dims::<2>(), groups.width());
+        if groups.is_whole(n) {
+            return product::<Self>(x, Self::float_transpose(factors));
+        }
+        let mut low = Self::float_zeros([n, width].into(), &x.device(), x.dtype().into());
+        for Group { rows, ranks } in groups.iter().cloned() {
+            let own = Self::float_slice(x.clone(), &[rows.clone().into(), (0..k).into()]);
+            let factors = Self::float_slice(factors.clone(), &[ranks.clone().into(), (0..k).into()]);
+            let own = product::<Self>(own, Self::float_transpose(factors));
+            low = Self::float_slice_assign(low, &[rows.into(), (0..ranks.len()).into()], own);
+        }
+        low
+    }
+
+    /// The transpose of each group's rows of `low [n, w]`, as many columns as it has ranks, times its rows of `y [n, k]`: `[R, k]`.
+    fn outer(low: FloatTensor<Self>, y: FloatTensor<Self>, groups: Groups) -> FloatTensor<Self> {
+        let [n, k] = y.shape().dims::<2>();
+        if groups.is_whole(n) {
+            return product::<Self>(Self::float_transpose(low), y);
+        }
+        let each = groups.iter().cloned().map(|Group { rows, ranks }| {
+            let low = Self::float_slice(low.clone(), &[rows.clone().into(), (0..ranks.len()).into()]);
+            let y = Self::float_slice(y.clone(), &[rows.into(), (0..k).into()]);
+            product::<Self>(Self::float_transpose(low), y)
+        });
+        Self::float_cat(each.collect(), 0)
+    }
+
+    /// A frozen projection and its adapters (Hu et al. 2021): `x·W + (x·Aᵀ)·up + bias + residual`, with each group's `A` and `up`, the scale
+    /// already in it, among the rows of `A [R, in]` and `up [R, out]`. Gradients flow to `x`, `residual`, `A` and `up`.
     fn linear(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Maybe<Self>,
         #[extension_type] bias: Maybe<Self>,
         #[extension_type] residual: Maybe<Self>,
         #[extension_type] a: Maybe<Self>,
-        #[extension_type] b: Maybe<Self>,
+        #[extension_type] up: Maybe<Self>,
+        groups: Groups,
     ) -> FloatTensor<Self> {
-        match (a, b) {
-            (Maybe::Some(a), Maybe::Some(b)) => {
-                let low = Self::affine(x.clone(), Self::float_transpose(a), Maybe::None, Maybe::None, Maybe::None, Maybe::None);
-                Self::affine(x, weight, Maybe::Some(low), Maybe::Some(Self::float_transpose(b)), bias, residual)
-            }
-            _ => Self::affine(x, weight, Maybe::None, Maybe::None, bias, residual),
-        }
+        let low = match a {
+            Maybe::Some(a) => Maybe::Some(Self::shrink(x.clone(), a, groups.clone())),
+            Maybe::None => Maybe::None,
+        };
+        Self::affine(x, weight, low, up, groups, bias, residual)
     }
 
     /// `x / sqrt(mean(x²) + ε) · w` of each row (Zhang and Sennrich 2019).
@@ -144,22 +180,26 @@ pub(crate) trait Fused: Backend {
     ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
         let ([n, d], [v, _]) = (x.shape().dims::<2>(), table.shape().dims::<2>());
         let chunk = n.div_ceil((n * v).div_ceil(LOGITS_MAX).max(1)).next_multiple_of(8);
-        let product = |x, y| Self::affine(x, y, Maybe::None, Maybe::None, Maybe::None, Maybe::None);
         let (mut losses, mut best, mut d_x) = (vec![], vec![], vec![]);
         for from in (0..n).step_by(chunk) {
             let rows = from..n.min(from + chunk);
             let part = Self::float_slice(x.clone(), &[rows.clone().into(), (0..d).into()]);
-            let logits = product(part, Self::float_transpose(table.clone()));
+            let logits = product::<Self>(part, Self::float_transpose(table.clone()));
             let (part_losses, part_best, slopes) = Self::cross_entropy(logits, Self::int_slice(targets.clone(), &[rows.into()]));
             losses.push(part_losses);
             best.push(part_best);
             if with_grad {
-                d_x.push(product(slopes, table.clone()));
+                d_x.push(product::<Self>(slopes, table.clone()));
             }
         }
         let d_x = if with_grad { Self::float_cat(d_x, 0) } else { x };
         (Self::float_cat(losses, 0), Self::int_cat(best, 0), d_x)
     }
+}
+
+/// `x·y` alone.
+fn product<B: Fused>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    B::affine(x, Maybe::Some(y), Maybe::None, Maybe::None, Groups::default(), Maybe::None, Maybe::None)
 }
 
 impl<B: Backend> From<Option<FloatTensor<B>>> for Maybe<B> {
@@ -170,6 +210,14 @@ impl<B: Backend> From<Option<FloatTensor<B>>> for Maybe<B> {
 
 fn maybe<const D: usize>(x: Option<Tensor<D>>) -> Maybe<Dispatch> {
     x.map(Tensor::into_dispatch).into()
+}
+
+/// The low-rank factors that run beside a projection: `A [R, in]` and `up [R, out]`, the scale in it, of all groups.
+#[derive(Clone, Debug)]
+pub(crate) struct Factors {
+    pub a: Tensor<2>,
+    pub up: Tensor<2>,
+    pub groups: Groups,
 }
 
 /// What computes the operations of a block.
@@ -197,17 +245,17 @@ impl Kernels {
     pub(crate) fn linear(
         self,
         x_nd: Tensor<2>,
-        weight: Tensor<2>,
+        weight: Option<Tensor<2>>,
         bias: Option<Tensor<1>>,
         residual: Option<Tensor<2>>,
-        factors: Option<(Tensor<2>, Tensor<2>)>,
+        factors: Option<Factors>,
     ) -> Tensor<2> {
         if self == Self::Composed {
             return composed::linear(x_nd, weight, bias, residual, factors);
         }
-        let (a, b) = factors.unzip();
-        let (x, weight) = (x_nd.into_dispatch(), weight.into_dispatch());
-        Tensor::from_dispatch(Dispatch::linear(x, weight, maybe(bias), maybe(residual), maybe(a), maybe(b)))
+        let (a, up, groups) = factors.map_or((None, None, Groups::default()), |all| (Some(all.a), Some(all.up), all.groups));
+        let x = x_nd.into_dispatch();
+        Tensor::from_dispatch(Dispatch::linear(x, maybe(weight), maybe(bias), maybe(residual), maybe(a), maybe(up), groups))
     }
 
     /// A root-mean-square norm, or with a bias a layer norm.

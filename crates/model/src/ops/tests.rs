@@ -1,7 +1,7 @@
 //! Goal: every fused operation gives the values and the gradients of its composition from burn's own operations.
 //! Method: random shapes and values from seeds; the gradient of a random linear functional of the output, for every input that takes one.
 
-use super::{Heads, Kernels};
+use super::{Factors, Groups, Heads, Kernels};
 use crate::block::Surroundings;
 use crate::device::DeviceChoice;
 use crate::rows::{Rows, indices};
@@ -86,22 +86,85 @@ fn linear_with_every_mix_of_bias_residual_and_adapter() {
     for (seed, &(n, inputs, outputs, rank)) in [(1, 16, 16, 2), (7, 33, 50, 4), (130, 64, 161, 8), (64, 600, 97, 16)].iter().enumerate() {
         let draw = &mut draws(seed as u64);
         let (x, stored, bias) = (draw.matrix(n, inputs), draw.matrix(outputs, inputs), draw.vector(outputs));
-        let (residual, a, b) = (draw.matrix(n, outputs), draw.matrix(rank, inputs), draw.matrix(outputs, rank));
+        let (residual, a, up) = (draw.matrix(n, outputs), draw.matrix(rank, inputs), draw.matrix(rank, outputs));
         let upstream = draw.matrix(n, outputs);
         for weight in [stored.clone().transpose(), Tensor::cat(vec![stored.clone().transpose()], 1) * 1.0] {
             for case in 0..4 {
                 let bias = (case % 2 == 0).then(|| bias.clone());
                 let what = format!("{n} x {inputs} x {outputs}, case {case}");
-                assert_same(&what, &[x.clone(), residual.clone(), a.clone(), b.clone()], &upstream, |kernels, x| {
-                    let factors = Some((x[2].clone(), x[3].clone()));
-                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), Some(x[1].clone()), factors)
+                assert_same(&what, &[x.clone(), residual.clone(), a.clone(), up.clone()], &upstream, |kernels, x| {
+                    let factors = Some(Factors { a: x[2].clone(), up: x[3].clone(), groups: Groups::new([(0..n, rank)]) });
+                    kernels.linear(x[0].clone(), Some(weight.clone()), bias.clone(), Some(x[1].clone()), factors)
                 });
-                assert_same(&what, &[x.clone(), a.clone(), b.clone()], &upstream, |kernels, x| {
-                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), None, Some((x[1].clone(), x[2].clone())))
+                assert_same(&what, &[x.clone(), a.clone(), up.clone()], &upstream, |kernels, x| {
+                    let factors = Some(Factors { a: x[1].clone(), up: x[2].clone(), groups: Groups::new([(0..n, rank)]) });
+                    kernels.linear(x[0].clone(), Some(weight.clone()), bias.clone(), None, factors)
                 });
                 assert_same(&what, std::slice::from_ref(&x), &upstream, |kernels, x| {
-                    kernels.linear(x[0].clone(), weight.clone(), bias.clone(), None, None)
+                    kernels.linear(x[0].clone(), Some(weight.clone()), bias.clone(), None, None)
                 });
+            }
+        }
+    }
+}
+
+/// Rows and rank of the adapters of a batch of 61 rows: mixed ranks, and rows without an adapter at either end and between.
+fn mixed() -> Vec<(std::ops::Range<usize>, usize)> {
+    vec![(2..3, 4), (3..20, 1), (27..44, 16), (44..60, 3)]
+}
+
+#[test]
+fn linear_with_an_adapter_for_each_group_of_rows() {
+    let (n, inputs, outputs) = (61, 70, 130);
+    let groups = Groups::new(mixed());
+    let draw = &mut draws(7);
+    let (x, weight, bias) = (draw.matrix(n, inputs), draw.matrix(inputs, outputs), draw.vector(outputs));
+    let (residual, upstream) = (draw.matrix(n, outputs), draw.matrix(n, outputs));
+    let (a, up) = (draw.matrix(groups.ranks(), inputs), draw.matrix(groups.ranks(), outputs));
+    for case in 0..4 {
+        // Without a weight there are the low-rank terms alone, beside a residual or not.
+        let (weight, bias) = ((case < 2).then(|| weight.clone()), (case == 0).then(|| bias.clone()));
+        let inputs = [x.clone(), a.clone(), up.clone(), residual.clone()];
+        let inputs = if case == 3 { &inputs[..3] } else { &inputs };
+        assert_same(&format!("groups, case {case}"), inputs, &upstream, |kernels, x| {
+            let factors = Factors { a: x[1].clone(), up: x[2].clone(), groups: groups.clone() };
+            kernels.linear(x[0].clone(), weight.clone(), bias.clone(), x.get(3).cloned(), Some(factors))
+        });
+    }
+}
+
+/// Goal: on the CPU with our own products, a row's results do not depend on the rows beside it, to the bit. Method: each group alone.
+#[test]
+fn a_group_gives_the_same_bits_alone() {
+    if device_name() != "cpu" || !super::flex::has_own_products() {
+        eprintln!("SKIPPED: products are not our own here");
+        return;
+    }
+    for (seed, (inputs, outputs)) in [(70, 130), (576, 960), (1536, 576), (3100, 48)].into_iter().enumerate() {
+        let draw = &mut draws(30 + seed as u64);
+        let groups = Groups::new(mixed());
+        let n = 61;
+        let (x, weight, residual) = (draw.matrix(n, inputs), draw.matrix(outputs, inputs).transpose(), draw.matrix(n, outputs));
+        let (a, up, upstream) = (draw.matrix(groups.ranks(), inputs), draw.matrix(groups.ranks(), outputs), draw.matrix(n, outputs));
+        let run = |kernels: Kernels, groups: &Groups| {
+            let groups = groups.clone();
+            let weight = weight.clone();
+            move |x: &[Tensor<2>]| {
+                let factors = Factors { a: x[2].clone(), up: x[3].clone(), groups: groups.clone() };
+                kernels.linear(x[0].clone(), Some(weight.clone()), None, Some(x[1].clone()), Some(factors))
+            }
+        };
+        let together = both_ways(&[x.clone(), residual.clone(), a.clone(), up.clone()], &upstream, run(Kernels::Fused, &groups));
+        for super::Group { rows, ranks } in groups.iter().cloned() {
+            let own = |x: &Tensor<2>, of: &std::ops::Range<usize>| x.clone().narrow(0, of.start, of.len());
+            let alone = Groups::new([(0..rows.len(), ranks.len())]);
+            let inputs = [own(&x, &rows), own(&residual, &rows), own(&a, &ranks), own(&up, &ranks)];
+            let alone = both_ways(&inputs, &own(&upstream, &rows), run(Kernels::Fused, &alone));
+            let widths = [outputs, inputs[0].dims()[1], outputs, inputs[0].dims()[1], outputs];
+            for (part, width) in widths.into_iter().enumerate() {
+                let of = if part < 3 { &rows } else { &ranks };
+                let expected = &together[part][of.start * width..of.end * width];
+                assert!(alone[part] == expected, "{inputs:?}: part {part} of rows {rows:?} differs", inputs = inputs[0].dims());
             }
         }
     }

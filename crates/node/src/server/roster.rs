@@ -94,7 +94,7 @@ impl Seat {
         let returns = state.visit > 0;
         state.visit += 1;
         state.order.resume();
-        let resume = resume.filter(|resume| returns && resume.id == id);
+        let resume = resume.filter(|resume| returns && resume.id == id && state.order.is_resumable());
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let holds = resume.and_then(|resume| resume.holds);
         state.globals.returned(holds);

@@ -4,8 +4,8 @@
 
 use super::Hub;
 use super::admission::admit;
+use super::queue::{Queued, Ran};
 use super::roster::{Command, Seat};
-use crate::compute::Submitted;
 use crate::edge::{Edge, Opened};
 use crate::error::NodeError;
 use crate::event::Event;
@@ -46,16 +46,14 @@ pub(super) struct Served {
     phases: Option<Phases>,
 }
 
-/// A step's frame in the queue of the compute thread.
-struct Queued {
+/// A step in the line for the compute thread.
+struct Waiting {
     frame: Arc<Frame>,
     /// Whether it came before.
     again: bool,
     wait_ms: f64,
-    opened: Submitted<Timed>,
+    opened: Queued,
 }
-
-type Timed = (Result<Opened, NodeError>, f64, Option<Phases>);
 
 /// Serves one connection from hello to its end.
 pub(super) async fn serve_client(hub: Arc<Hub>, link: Link) {
@@ -148,11 +146,11 @@ impl Session {
                     continue;
                 }
             };
-            let queued = self.queue(frame, again).await?;
+            let waiting = self.line_up(frame, again).await;
             let (session, trouble) = (self.clone(), trouble.clone());
             // It goes on where this connection is lost: what was queued is computed once, and its answer kept.
             tokio::spawn(async move {
-                if let Err(error) = session.answer(stream, queued).await {
+                if let Err(error) = session.answer(stream, waiting).await {
                     // The first trouble is enough.
                     let _ = trouble.try_send(error);
                 }
@@ -161,25 +159,23 @@ impl Session {
         }
     }
 
-    /// Gives a step its place in the queue of the compute thread.
-    async fn queue(&self, frame: Frame, again: bool) -> Result<Queued, NodeError> {
+    /// Gives a step its place in the line for the compute thread.
+    async fn line_up(&self, frame: Frame, again: bool) -> Waiting {
         let (waiting, client, header) = (Instant::now(), self.seat.client, frame.header);
         if header.flags.has(FrameFlags::TRAIN) {
             self.hub.turns.wait(client, header.step.index()).await;
         }
         let wait_ms = waiting.elapsed().as_secs_f64() * 1e3;
         let frame = Arc::new(frame);
-        let at = frame.clone();
-        let open = move |edge: &mut Edge| timed(edge, |edge| edge.open(client, &at));
-        let opened = self.hub.edge.submit("step", open).await?;
-        Ok(Queued { frame, again, wait_ms, opened })
+        let opened = self.hub.steps.push(client, frame.clone()).await;
+        Waiting { frame, again, wait_ms, opened }
     }
 
     /// Waits for a step's computation and answers; for a U-shape the client's turn comes in between.
-    async fn answer(&self, mut stream: StepStream, queued: Queued) -> Result<(), NodeError> {
-        let Queued { frame, again, wait_ms, opened } = queued;
+    async fn answer(&self, mut stream: StepStream, waiting: Waiting) -> Result<(), NodeError> {
+        let Waiting { frame, again, wait_ms, opened } = waiting;
         let (client, train, step) = (self.seat.client, frame.header.flags.has(FrameFlags::TRAIN), frame.header.step);
-        let (outcome, compute_ms, phases) = opened.result().await?;
+        let Ran { outcome, compute_ms, phases } = opened.ran().await?;
         let mut opened = self.checked(&mut stream, &frame, outcome).await?;
         let mut part = Served {
             tokens: frame.header.tokens,
@@ -200,7 +196,7 @@ impl Session {
             part.bytes_up += gradient.header.payload_bytes;
             let at = frame.clone();
             let close = move |edge: &mut Edge| timed(edge, |edge| edge.close(client, &at, &gradient));
-            let (outcome, more_ms, more_phases) = self.hub.edge.run("backward", close).await?;
+            let Ran { outcome, compute_ms: more_ms, phases: more_phases } = self.hub.edge.run("backward", close).await?;
             opened = self.checked(&mut stream, &frame, outcome).await?;
             part.bytes_down += opened.answer.header.payload_bytes;
             part.compute_ms += more_ms;
@@ -366,10 +362,10 @@ impl Served {
     }
 }
 
-/// Runs a job on the edge; how long it took, in milliseconds, and its phases.
-fn timed(edge: &mut Edge, job: impl FnOnce(&mut Edge) -> Result<Opened, NodeError>) -> Timed {
+/// Runs a job on the edge.
+fn timed(edge: &mut Edge, job: impl FnOnce(&mut Edge) -> Result<Opened, NodeError>) -> Ran {
     edge.take_phases();
     let started = Instant::now();
     let outcome = job(edge);
-    (outcome, started.elapsed().as_secs_f64() * 1e3, edge.take_phases())
+    Ran { outcome, compute_ms: started.elapsed().as_secs_f64() * 1e3, phases: edge.take_phases() }
 }

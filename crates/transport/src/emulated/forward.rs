@@ -59,6 +59,13 @@ impl Emulator {
         self.local
     }
 
+    /// Lets nothing pass for so long from now on, whatever the timetable says.
+    pub fn cut(&self, length: Duration) {
+        let (mut state, until) = (self.shared.lock(), self.shared.now() + length);
+        state.up.cut(until);
+        state.down.cut(until);
+    }
+
     /// What passed so far.
     pub fn counts(&self) -> EmulatorCounts {
         let (state, now) = (self.shared.lock(), self.shared.now());

@@ -112,6 +112,11 @@ impl Lane {
         Self { model, due: BinaryHeap::new(), held_bytes: 0, number: 0, counts: LaneCounts::default() }
     }
 
+    /// Lets nothing pass before `until`.
+    pub fn cut(&mut self, until: Duration) {
+        self.model.cut(until);
+    }
+
     /// Takes a datagram, or drops it.
     pub fn offer(&mut self, now: Duration, passing: Passing) {
         let bytes = passing.bytes.len();

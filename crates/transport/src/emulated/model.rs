@@ -51,6 +51,8 @@ pub struct Model {
     jitter_ns: u64,
     jitter_until_ns: u64,
     in_burst: bool,
+    /// Nothing passes before this, beside what the timetable says.
+    cut_until: Duration,
 }
 
 impl Model {
@@ -69,13 +71,19 @@ impl Model {
             jitter_ns: 0,
             jitter_until_ns: 0,
             in_burst: false,
+            cut_until: Duration::ZERO,
         }
+    }
+
+    /// Lets nothing pass before `until`. What is on its way already arrives.
+    pub fn cut(&mut self, until: Duration) {
+        self.cut_until = self.cut_until.max(until);
     }
 
     /// What becomes of a datagram of `bytes` that is sent at `now`, which never goes back.
     pub fn offer(&mut self, now: Duration, bytes: usize) -> Result<Arrival, Cause> {
         let packet_bytes = bytes as u64 + HEADER_BYTES;
-        if self.timetable.is_partitioned(now) {
+        if self.is_cut(now) {
             return Err(Cause::Partition);
         }
         if packet_bytes > u64::from(self.timetable.mtu(now, self.lane.mtu)) {
@@ -96,10 +104,14 @@ impl Model {
             self.last_at_ns
         };
         let at = Duration::from_nanos(at_ns);
-        if self.timetable.is_partitioned(at) {
+        if self.is_cut(at) {
             return Err(Cause::Partition);
         }
         Ok(Arrival { at, twice, late })
+    }
+
+    fn is_cut(&self, at: Duration) -> bool {
+        at < self.cut_until || self.timetable.is_partitioned(at)
     }
 
     /// How long a packet that is offered at `now` would wait for its turn.

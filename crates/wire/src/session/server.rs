@@ -13,6 +13,7 @@ pub struct ServerSession {
     last_update: Option<RoundId>,
     last_evaluated: Option<RoundId>,
     late: u64,
+    heard: bool,
 }
 
 impl Default for ServerSession {
@@ -24,7 +25,7 @@ impl Default for ServerSession {
 impl ServerSession {
     /// A connection on which nothing was said.
     pub fn new() -> Self {
-        Self { phase: Phase::Opening, last_step: None, last_update: None, last_evaluated: None, late: 0 }
+        Self { phase: Phase::Opening, last_step: None, last_update: None, last_evaluated: None, late: 0, heard: false }
     }
 
     /// What the session is doing.
@@ -40,6 +41,7 @@ impl ServerSession {
     /// A message arrived from the client.
     pub fn handle(&mut self, message: &Message) -> Result<SessionEvent, SessionError> {
         let name = message.name();
+        self.heard |= self.is_welcomed();
         match (self.phase, message) {
             (Phase::Closed, _) => Err(SessionError::AfterEnd { message: name }),
             (Phase::Opening, Message::Hello { .. }) => {
@@ -115,6 +117,12 @@ impl ServerSession {
         self.last_update
     }
 
+    /// Whether the client can resume this session: it said something since its Welcome, so it heard that. One that did not may hold
+    /// the session that it had before this one, at the same start of the server: it has to begin anew, and has lost nothing.
+    pub fn is_resumable(&self) -> bool {
+        self.heard
+    }
+
     /// What is still owed by the client: the work asked for, unless its answer came.
     pub fn awaits(&self) -> Option<Ask> {
         match self.phase {
@@ -142,6 +150,7 @@ impl ServerSession {
             return Err(SessionError::StepKind { step, kind });
         }
         self.must_be_joined("a step")?;
+        self.heard = true;
         let train = flags.has(FrameFlags::TRAIN);
         if step.round() != round || step.trains() != train {
             return Err(SessionError::StepPlace { step, round, train });
@@ -171,6 +180,7 @@ impl ServerSession {
     pub fn update(&mut self, round: RoundId) -> Result<SessionEvent, SessionError> {
         let message = "an update";
         self.must_be_joined(message)?;
+        self.heard = true;
         if self.last_update.is_some_and(|last| round <= last) {
             return Ok(SessionEvent::Again { round });
         }
@@ -197,6 +207,10 @@ impl ServerSession {
         };
         self.late += u64::from(late);
         Ok(late)
+    }
+
+    fn is_welcomed(&self) -> bool {
+        !matches!(self.phase, Phase::Opening | Phase::Introduced)
     }
 
     fn must_be_joined(&self, message: &'static str) -> Result<(), SessionError> {

@@ -246,6 +246,22 @@ fn a_session_goes_on_over_a_new_connection() {
     assert_eq!(client.handle(&finish()), Ok(SessionEvent::Finish { adapter: RoundId(2) }));
 }
 
+/// Goal: a client that never heard its Welcome does not resume a session that it does not have. Method: each first word of a client.
+#[test]
+fn a_session_that_the_client_does_not_know_of_is_not_resumed() {
+    let resumable = |say: fn(&mut ServerSession) -> Result<SessionEvent, SessionError>| {
+        let mut server = server();
+        server.sent(&train(1)).unwrap();
+        server.resume();
+        assert!(!server.is_resumable(), "only the server spoke");
+        say(&mut server).unwrap();
+        server.is_resumable()
+    };
+    assert!(resumable(|server| server.step(&step(0, 1, true))));
+    assert!(resumable(|server| server.update(RoundId(1))));
+    assert!(resumable(|server| server.handle(&goodbye())));
+}
+
 /// Goal: a process that was started again takes up the round that its server is in. Method: a Welcome that says so.
 #[test]
 fn a_new_process_is_asked_at_welcome() {

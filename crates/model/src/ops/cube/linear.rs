@@ -1,7 +1,7 @@
 //! A projection with all that is added to it: burn's matrix product, then one pass over its result in place.
 
 use super::matrix::{Matrix, VECTOR_MAX, units, vector};
-use crate::ops::Maybe;
+use crate::ops::{Group, Groups, Maybe};
 use burn::backend::ops::FloatTensorOps;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
@@ -62,17 +62,42 @@ pub(super) fn present(x: Maybe<CubeBackend>) -> Option<CubeTensor> {
     }
 }
 
-/// `x·weight + low·up + bias + residual`, the last four in this order and each optional; `low` and `up` come together.
-pub(super) fn affine(x: CubeTensor, weight: CubeTensor, [low, up, bias, residual]: [Option<CubeTensor>; 4]) -> CubeTensor {
+/// As [`Fused::affine`](crate::ops::Fused::affine).
+pub(super) fn affine(
+    x: CubeTensor,
+    weight: Option<CubeTensor>,
+    factors: Option<(CubeTensor, CubeTensor)>,
+    groups: &Groups,
+    bias: Option<CubeTensor>,
+    residual: Option<CubeTensor>,
+) -> CubeTensor {
+    let n = x.meta.shape()[0];
+    let Some(weight) = weight else {
+        let (low, up) = factors.expect("a product of nothing");
+        let nothing = || CubeBackend::float_zeros([n, up.meta.shape()[1]].into(), &up.device, low.dtype.into());
+        return add_groups(residual.unwrap_or_else(nothing), &low, &up, groups);
+    };
     let mut y = CubeBackend::float_matmul(x, weight);
-    let mut factors = low.zip(up);
-    if let Some((low, up)) = factors.take_if(|(low, _)| low.meta.shape()[1] > RANK_MAX) {
-        y = CubeBackend::float_add(y, CubeBackend::float_matmul(low, up));
+    let mut factors = factors;
+    if let Some((low, up)) = factors.take_if(|(low, _)| low.meta.shape()[1] > RANK_MAX || !groups.is_whole(n)) {
+        y = add_groups(y, &low, &up, groups);
     }
     if factors.is_none() && bias.is_none() && residual.is_none() {
         return y;
     }
     add_terms(Matrix::new(y), factors, bias, residual)
+}
+
+/// `y + low·up`, a product for each group.
+fn add_groups(y: CubeTensor, low: &CubeTensor, up: &CubeTensor, groups: &Groups) -> CubeTensor {
+    let columns = up.meta.shape()[1];
+    groups.iter().cloned().fold(y, |y, Group { rows, ranks }| {
+        let (rows, across) = (burn::tensor::Slice::from(rows), burn::tensor::Slice::from(0..columns));
+        let low = CubeBackend::float_slice(low.clone(), &[rows, (0..ranks.len()).into()]);
+        let up = CubeBackend::float_slice(up.clone(), &[ranks.into(), across]);
+        let sum = CubeBackend::float_add(CubeBackend::float_slice(y.clone(), &[rows, across]), CubeBackend::float_matmul(low, up));
+        CubeBackend::float_slice_assign(y, &[rows, across], sum)
+    })
 }
 
 fn add_terms(y: Matrix, factors: Option<(CubeTensor, CubeTensor)>, bias: Option<CubeTensor>, residual: Option<CubeTensor>) -> CubeTensor {

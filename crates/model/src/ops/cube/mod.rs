@@ -5,7 +5,7 @@
 
 #![allow(clippy::too_many_arguments, reason = "a kernel's arguments are its bindings; a struct would hide, not save them")]
 
-use super::{Fused, Heads, Maybe};
+use super::{Fused, Groups, Heads, Maybe};
 use crate::spec::Activation;
 use attention_backward::Saved;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -28,13 +28,15 @@ mod tiles;
 impl Fused for CubeBackend {
     fn affine(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Maybe<Self>,
         low: Maybe<Self>,
         up: Maybe<Self>,
+        groups: Groups,
         bias: Maybe<Self>,
         residual: Maybe<Self>,
     ) -> FloatTensor<Self> {
-        linear::affine(x, weight, [low, up, bias, residual].map(linear::present))
+        let [weight, low, up, bias, residual] = [weight, low, up, bias, residual].map(linear::present);
+        linear::affine(x, weight, low.zip(up), &groups, bias, residual)
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {

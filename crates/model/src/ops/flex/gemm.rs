@@ -7,6 +7,7 @@
 use half::bf16;
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Rows of a tile of `C`.
 const TILE_ROWS: usize = 8;
@@ -73,6 +74,12 @@ impl<'a> Matrix<'a> {
         Self { at, rows, cols, rs: 1, cs: cs / 2, kind: Kind::Pairs, lives: PhantomData }
     }
 
+    /// Some rows and columns of it.
+    pub fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols && self.kind == Kind::F32, "a part of what there is");
+        Self { at: self.skip(rows.start, cols.start), rows: rows.len(), cols: cols.len(), ..self }
+    }
+
     /// The same memory, rows for columns.
     pub fn transposed(self) -> Self {
         Self { rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs, ..self }
@@ -98,8 +105,38 @@ pub(super) enum Init<'a> {
     Dense(&'a [f32]),
 }
 
-/// One `A·B`.
-pub(super) type Term<'a> = (Matrix<'a>, Matrix<'a>);
+/// One `A·B`, added to the rows of `C` from `row` on that `A` has.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a> {
+    pub row: usize,
+    pub a: Matrix<'a>,
+    pub b: Matrix<'a>,
+}
+
+impl<'a> Term<'a> {
+    /// On all rows.
+    pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
+        Self { row: 0, a, b }
+    }
+
+    /// What it adds to `rows` and `columns` of `C`.
+    fn part(self, rows: &Range<usize>, columns: &Range<usize>) -> Self {
+        let (start, end) = (rows.start.max(self.row), rows.end.min(self.row + self.a.rows));
+        let a = Matrix { at: self.a.skip(start.saturating_sub(self.row).min(self.a.rows), 0), rows: end.saturating_sub(start), ..self.a };
+        let b = Matrix { at: self.b.skip(0, columns.start), cols: columns.len(), ..self.b };
+        Self { row: start, a, b }
+    }
+}
+
+/// One product: `init + Σ A·B` into `c`, `m x n`.
+pub(super) struct Job<'a> {
+    pub m: usize,
+    pub n: usize,
+    /// A term that adds to all rows comes first, where there is one.
+    pub terms: Vec<Term<'a>>,
+    pub init: Init<'a>,
+    pub c: Target,
+}
 
 /// Memory of `C` that tasks share: each writes rows and columns of its own.
 #[derive(Clone, Copy)]
@@ -108,42 +145,56 @@ pub(super) struct Target {
     pub rs: usize,
 }
 
+impl Target {
+    /// From row `row` on.
+    pub fn below(self, row: usize) -> Self {
+        Self { at: self.at.wrapping_add(row * self.rs), ..self }
+    }
+}
+
 // SAFETY: tasks write disjoint parts.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
 
 /// `init + Σ A·B` as a new dense matrix of `m x n`, on all threads.
-pub(super) fn product(m: usize, n: usize, terms: &[Term], init: Init) -> Vec<f32> {
+pub(super) fn product(m: usize, n: usize, terms: Vec<Term>, init: Init) -> Vec<f32> {
     let mut out = Vec::with_capacity(m * n);
-    let target = Target { at: out.as_mut_ptr(), rs: n };
+    let c = Target { at: out.as_mut_ptr(), rs: n };
     assert!(!matches!(init, Init::Keep), "a new matrix holds nothing");
-    // SAFETY: `target` has room for m x n; every element of it is written before the length is set.
+    // SAFETY: `c` has room for m x n; every element of it is written before the length is set.
     unsafe {
-        fill(m, n, terms, init, target);
+        run(&[Job { m, n, terms, init, c }]);
         out.set_len(m * n);
     }
     out
 }
 
+/// Products that do not depend on each other, on all threads. What one gives does not depend on the others.
+///
 /// # Safety
-/// `c` must be writable for `m` rows of `n` floats, and hold them if `init` is `Keep`.
-unsafe fn fill(m: usize, n: usize, terms: &[Term], init: Init, c: Target) {
-    check(m, n, terms, init, c.rs);
-    if m == 0 || n == 0 {
-        return;
-    }
+/// Each `c` must be writable for its `m` rows of `n` floats, nobody else's, and hold them if `init` is `Keep`.
+pub(super) unsafe fn run(jobs: &[Job]) {
+    jobs.iter().for_each(check);
+    let jobs: Vec<&Job> = jobs.iter().filter(|job| job.m > 0 && job.n > 0).collect();
     let threads = rayon::current_num_threads();
-    let columns = panel_width(n);
-    let panels = n.div_ceil(columns);
-    let splits = (4 * threads).div_ceil(panels).min(m.div_ceil(TASK_ROWS));
-    let rows = m.div_ceil(splits).next_multiple_of(TILE_ROWS);
-    let tasks: Vec<(usize, usize)> = (0..n).step_by(columns).flat_map(|j| (0..m).step_by(rows).map(move |i| (i, j))).collect();
-    for (sweep, (terms, init)) in sweeps(terms, init).into_iter().enumerate() {
-        debug_assert!(sweep == 0 || matches!(init, Init::Keep));
-        // SAFETY: each task writes its own rows and columns of `c`.
-        let one = |&(i, j): &(usize, usize)| unsafe { block(i..m.min(i + rows), j..n.min(j + columns), &terms, init, c) };
-        if threads == 1 || m * n < 4096 { tasks.iter().for_each(one) } else { tasks.par_iter().for_each(one) }
+    let elements: usize = jobs.iter().map(|job| job.m * job.n).sum();
+    let panels: usize = jobs.iter().map(|job| job.n.div_ceil(panel_width(job.n))).sum();
+    let sweeps: Vec<Vec<(Vec<Term>, Init)>> = jobs.iter().map(|job| sweeps(&job.terms, job.init)).collect();
+    let mut tasks = vec![];
+    for (index, job) in jobs.iter().enumerate() {
+        let columns = panel_width(job.n);
+        let splits = (4 * threads).div_ceil(panels).min(job.m.div_ceil(TASK_ROWS));
+        let rows = job.m.div_ceil(splits).next_multiple_of(TILE_ROWS);
+        tasks.extend((0..job.n).step_by(columns).flat_map(|j| (0..job.m).step_by(rows).map(move |i| (index, i, j, rows, columns))));
+    }
+    for sweep in 0..sweeps.iter().map(Vec::len).max().unwrap_or(0) {
+        let one = |&(index, i, j, rows, columns): &(usize, usize, usize, usize, usize)| {
+            let (Some((terms, init)), Job { m, n, c, .. }) = (sweeps[index].get(sweep), jobs[index]) else { return };
+            // SAFETY: each task writes its own rows and columns of its job's `c`.
+            unsafe { block(i..(*m).min(i + rows), j..(*n).min(j + columns), terms, *init, *c) }
+        };
+        if threads == 1 || elements < 4096 { tasks.iter().for_each(one) } else { tasks.par_iter().for_each(one) }
     }
 }
 
@@ -151,7 +202,7 @@ unsafe fn fill(m: usize, n: usize, terms: &[Term], init: Init, c: Target) {
 fn sweeps<'a>(terms: &[Term<'a>], init: Init<'a>) -> Vec<(Vec<Term<'a>>, Init<'a>)> {
     let mut sweeps: Vec<(Vec<Term>, Init)> = vec![(vec![], init)];
     let mut room = SWEEP;
-    for &(a, b) in terms {
+    for &Term { row, a, b } in terms {
         let mut done = 0;
         while done < a.cols {
             if room == 0 {
@@ -159,24 +210,24 @@ fn sweeps<'a>(terms: &[Term<'a>], init: Init<'a>) -> Vec<(Vec<Term<'a>>, Init<'a
                 room = SWEEP;
             }
             let depth = room.min(a.cols - done);
-            let part = (Matrix { at: a.skip(0, done), cols: depth, ..a }, Matrix { at: b.skip(done, 0), rows: depth, ..b });
-            sweeps.last_mut().expect("starts with one").0.push(part);
+            let (a, b) = (Matrix { at: a.skip(0, done), cols: depth, ..a }, Matrix { at: b.skip(done, 0), rows: depth, ..b });
+            sweeps.last_mut().expect("starts with one").0.push(Term { row, a, b });
             (done, room) = (done + depth, room - depth);
         }
     }
     sweeps
 }
 
-fn check(m: usize, n: usize, terms: &[Term], init: Init, row: usize) {
-    for (a, b) in terms {
-        assert!(a.rows == m && b.cols == n && a.cols == b.rows, "{}x{} by {}x{} is not {m}x{n}", a.rows, a.cols, b.rows, b.cols);
+fn check(Job { m, n, terms, init, c }: &Job) {
+    for Term { row, a, b } in terms {
+        assert!(row + a.rows <= *m && b.cols == *n && a.cols == b.rows, "{}x{} by {}x{} is not {m}x{n}", a.rows, a.cols, b.rows, b.cols);
         assert!((a.kind == Kind::F32) == (b.kind == Kind::F32) && a.kind != Kind::SplitPairs, "both are f32 or both are pairs");
         assert!(b.rs == 1 || b.cs == 1 || b.rows <= 1 || b.cols <= 1, "B is dense in one direction");
     }
     match init {
         Init::Zero | Init::Keep => {}
-        Init::Row(values) => assert_eq!(values.len(), n, "a bias has n values"),
-        Init::Dense(values) => assert!(values.len() == m * n && row == n, "a residual is m x n"),
+        Init::Row(values) => assert_eq!(values.len(), *n, "a bias has n values"),
+        Init::Dense(values) => assert!(values.len() == m * n && c.rs == *n, "a residual is m x n"),
     }
 }
 
@@ -189,23 +240,54 @@ fn panel_width(n: usize) -> usize {
 ///
 /// # Safety
 /// The part of `c` must be writable, nobody else's, and hold values if `init` is `Keep`; shapes must have been checked.
-unsafe fn block(rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, terms: &[Term], init: Init, c: Target) {
+unsafe fn block(rows: Range<usize>, columns: Range<usize>, terms: &[Term], init: Init, c: Target) {
     // SAFETY: within `c`, as the caller promises.
-    let at = unsafe { c.at.add(rows.start * c.rs + columns.start) };
-    let (m, n) = (rows.len(), columns.len());
-    let next = terms.iter().all(|(_, b)| columns.end + n <= b.cols).then_some(n);
-    let parts: Vec<Term> = terms
-        .iter()
-        .map(|&(a, b)| (Matrix { at: a.skip(rows.start, 0), rows: m, ..a }, Matrix { at: b.skip(0, columns.start), cols: n, ..b }))
-        .collect();
+    let place = |row: usize| Target { at: unsafe { c.at.add(row * c.rs + columns.start) }, rs: c.rs };
+    let n = columns.len();
     let start = match init {
         Init::Zero => Start { at: std::ptr::null(), rs: 0 },
-        Init::Keep => Start { at, rs: c.rs },
-        Init::Row(values) => Start { at: values[columns].as_ptr(), rs: 0 },
+        Init::Keep => Start { at: place(rows.start).at, rs: c.rs },
+        Init::Row(values) => Start { at: values[columns.clone()].as_ptr(), rs: 0 },
         Init::Dense(values) => Start { at: values[rows.start * c.rs + columns.start..].as_ptr(), rs: c.rs },
     };
-    // SAFETY: as the caller promises.
-    unsafe { panel(m, n, &parts, start, Target { at, rs: c.rs }, next) }
+    let mut start = Some(start);
+    for (index, term) in terms.iter().enumerate() {
+        let next = (columns.end + n <= term.b.cols).then_some(n);
+        let term = term.part(&rows, &columns);
+        if index == 0 && term.a.rows < rows.len() {
+            // SAFETY: as the caller promises.
+            unsafe { begin(rows.len(), n, start.take().expect("the first"), place(rows.start)) };
+        }
+        if term.a.rows > 0 {
+            let c = place(term.row);
+            let start = start.take().unwrap_or(Start { at: c.at, rs: c.rs });
+            // SAFETY: as the caller promises.
+            unsafe { panel(term, start, c, next) }
+        }
+    }
+    if let Some(start) = start {
+        // SAFETY: as the caller promises.
+        unsafe { begin(rows.len(), n, start, place(rows.start)) };
+    }
+}
+
+/// `C = start`.
+///
+/// # Safety
+/// As `block`.
+unsafe fn begin(m: usize, n: usize, start: Start, c: Target) {
+    if start.at == c.at {
+        return;
+    }
+    for i in 0..m {
+        for j in 0..n {
+            // SAFETY: within C and its start.
+            unsafe {
+                let value = if start.at.is_null() { 0.0 } else { *start.at.add(i * start.rs + j) };
+                *c.at.add(i * c.rs + j) = value;
+            }
+        }
+    }
 }
 
 /// `C = init + A·B` of any width on this thread: what attention is made of.
@@ -217,7 +299,7 @@ pub(super) unsafe fn small(a: Matrix, b: Matrix, keep: bool, c: Target) {
     for j in (0..b.cols).step_by(columns) {
         let init = if keep { Init::Keep } else { Init::Zero };
         // SAFETY: as the caller promises.
-        unsafe { block(0..a.rows, j..b.cols.min(j + columns), &[(a, b)], init, c) }
+        unsafe { block(0..a.rows, j..b.cols.min(j + columns), &[Term::new(a, b)], init, c) }
     }
 }
 
@@ -257,59 +339,51 @@ pub(super) fn round(x: &[f32], out: &mut [bf16]) {
     out.iter_mut().zip(x).for_each(|(out, &x)| *out = bf16::from_f32(x));
 }
 
+/// `C = start + A·B`, of one panel's columns.
+///
 /// # Safety
 /// As `block`.
-unsafe fn panel(m: usize, n: usize, terms: &[Term], start: Start, c: Target, next: Option<usize>) {
+unsafe fn panel(term: Term, start: Start, c: Target, next: Option<usize>) {
     #[cfg(target_arch = "x86_64")]
     if has_own_kernel() {
         // SAFETY: the machine has AVX-512; the rest as the caller promises.
-        return unsafe { super::gemm_avx512::panel(m, n, terms, start.at, start.rs, c, next) };
+        return unsafe { super::gemm_avx512::panel(term, start.at, start.rs, c, next) };
     }
     let _ = next; // A hint for our own kernel.
     // SAFETY: as the caller promises.
-    unsafe { panel_by_crate(m, n, terms, start, c) }
+    unsafe { panel_by_crate(term, start, c) }
 }
 
 /// # Safety
 /// As `block`.
-unsafe fn panel_by_crate(m: usize, n: usize, terms: &[Term], start: Start, c: Target) {
-    for i in 0..m {
-        for j in 0..n {
-            // SAFETY: within C and its start.
-            unsafe {
-                let value = if start.at.is_null() { 0.0 } else { *start.at.add(i * start.rs + j) };
-                *c.at.add(i * c.rs + j) = value;
-            }
-        }
-    }
-    for (a, b) in terms {
-        assert!(a.kind == Kind::F32, "pairs are for machines that multiply them: see `multiplies_bf16`");
-        let strides = |x: &Matrix| (x.cs as isize, x.rs as isize);
-        let ((acs, ars), (bcs, brs)) = (strides(a), strides(b));
-        // SAFETY: shapes were checked; C was just written.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                a.cols,
-                c.at,
-                1,
-                c.rs as isize,
-                true,
-                a.at.cast::<f32>(),
-                acs,
-                ars,
-                b.at.cast::<f32>(),
-                bcs,
-                brs,
-                1.0f32,
-                1.0f32,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+unsafe fn panel_by_crate(Term { a, b, .. }: Term, start: Start, c: Target) {
+    assert!(a.kind == Kind::F32, "pairs are for machines that multiply them: see `multiplies_bf16`");
+    let strides = |x: &Matrix| (x.cs as isize, x.rs as isize);
+    let ((acs, ars), (bcs, brs)) = (strides(&a), strides(&b));
+    // SAFETY: shapes were checked; C is written first.
+    unsafe {
+        begin(a.rows, b.cols, start, c);
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            c.at,
+            1,
+            c.rs as isize,
+            true,
+            a.at.cast::<f32>(),
+            acs,
+            ars,
+            b.at.cast::<f32>(),
+            bcs,
+            brs,
+            1.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
     }
 }
 
@@ -340,8 +414,9 @@ mod tests {
     fn plain(m: usize, n: usize, terms: &[Term], start: impl Fn(usize, usize) -> f32) -> Vec<f32> {
         let value = |x: &Matrix, i: usize, j: usize| f64::from(unsafe { *x.at.cast::<f32>().add(i * x.rs + j * x.cs) });
         let sum = |i: usize, j: usize| {
-            terms.iter().map(|(a, b)| (0..a.cols).map(|k| value(a, i, k) * value(b, k, j)).sum::<f64>()).sum::<f64>()
-                + f64::from(start(i, j))
+            let has = |term: &&Term| (term.row..term.row + term.a.rows).contains(&i);
+            let product = |Term { row, a, b }: &Term| (0..a.cols).map(|k| value(a, i - row, k) * value(b, k, j)).sum::<f64>();
+            terms.iter().filter(has).map(product).sum::<f64>() + f64::from(start(i, j))
         };
         (0..m).flat_map(|i| (0..n).map(move |j| (i, j))).map(|(i, j)| sum(i, j) as f32).collect()
     }
@@ -363,16 +438,22 @@ mod tests {
             for transposed in [false, true] {
                 let b = if transposed { Matrix::new(&w, n, k, k, 1).transposed() } else { Matrix::new(&w, k, n, n, 1) };
                 let a = if transposed { Matrix::new(&x, k, m, m, 1).transposed() } else { Matrix::new(&x, m, k, k, 1) };
-                let terms = [(a, b), (Matrix::new(&low, m, r, r, 1), Matrix::new(&up, r, n, n, 1))];
-                assert_close(&product(m, n, &terms, Init::Zero), &plain(m, n, &terms, |_, _| 0.0), k);
-                assert_close(&product(m, n, &terms, Init::Row(&bias)), &plain(m, n, &terms, |_, j| bias[j]), k);
-                let with_residual = plain(m, n, &terms, |i, j| residual[i * n + j]);
-                assert_close(&product(m, n, &terms, Init::Dense(&residual)), &with_residual, k);
+                let (low, up) = (Matrix::new(&low, m, r, r, 1), Matrix::new(&up, r, n, n, 1));
+                // The second term on all rows, or on some of them.
+                for rows in [0..m, m / 3..m - m / 4] {
+                    let second = Term { row: rows.start, a: low.part(rows, 0..r), b: up };
+                    let terms = vec![Term::new(a, b), second];
+                    assert_close(&product(m, n, terms.clone(), Init::Zero), &plain(m, n, &terms, |_, _| 0.0), k);
+                    assert_close(&product(m, n, terms.clone(), Init::Row(&bias)), &plain(m, n, &terms, |_, j| bias[j]), k);
+                    let with_residual = plain(m, n, &terms, |i, j| residual[i * n + j]);
+                    assert_close(&product(m, n, terms, Init::Dense(&residual)), &with_residual, k);
+                    assert_close(&product(m, n, vec![second], Init::Row(&bias)), &plain(m, n, &[second], |_, j| bias[j]), r);
+                }
                 let mut by_crate = vec![0.0; m * n];
                 unsafe {
-                    panel_by_crate(m, n, &terms, Start { at: residual.as_ptr(), rs: n }, Target { at: by_crate.as_mut_ptr(), rs: n });
+                    panel_by_crate(Term::new(a, b), Start { at: residual.as_ptr(), rs: n }, Target { at: by_crate.as_mut_ptr(), rs: n });
                 }
-                assert_close(&by_crate, &with_residual, k);
+                assert_close(&by_crate, &plain(m, n, &[Term::new(a, b)], |i, j| residual[i * n + j]), k);
             }
         }
     }
@@ -393,8 +474,8 @@ mod tests {
                 (Matrix::pairs_down(&w, k, n, n, 1), Matrix::new(&w_wide, k, n, n, 1)),
                 (Matrix::pairs_down(&w, k, n, 1, k), Matrix::new(&w_wide, n, k, k, 1).transposed()),
             ] {
-                let expected = plain(m, n, &[(Matrix::new(&x_wide, m, k, k, 1), plain_b)], |i, j| residual[i * n + j]);
-                assert_close(&product(m, n, &[(a, b)], Init::Dense(&residual)), &expected, k);
+                let expected = plain(m, n, &[Term::new(Matrix::new(&x_wide, m, k, k, 1), plain_b)], |i, j| residual[i * n + j]);
+                assert_close(&product(m, n, vec![Term::new(a, b)], Init::Dense(&residual)), &expected, k);
             }
         }
     }

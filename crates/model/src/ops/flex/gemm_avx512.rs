@@ -72,51 +72,46 @@ struct Tile {
     ahead: Ahead,
 }
 
-/// `m` rows of `n <= 48` columns: `C = start + Σ A·B`. A panel as wide as this one may follow `next` columns to the right.
+/// `C = start + A·B`, of at most 48 columns. A panel as wide as this one may follow `next` columns to the right.
 ///
 /// # Safety
-/// Needs AVX-512F, for pairs AVX-512-BF16 too. `c` and, unless null, `start` must reach over `m` rows of `n`, and the terms fit them.
+/// Needs AVX-512F, for pairs AVX-512-BF16 too. `c` and, unless null, `start` must reach over as many rows and columns as the term has.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn panel(m: usize, n: usize, terms: &[Term], start: *const f32, start_rs: usize, c: Target, next: Option<usize>) {
+pub(super) unsafe fn panel(Term { a, b, .. }: Term, start: *const f32, start_rs: usize, c: Target, next: Option<usize>) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
     let rest = n % 16;
     let mask: __mmask16 = if rest == 0 { 0xffff } else { (1 << rest) - 1 };
     let (mut start, mut start_rs) = (start, start_rs);
+    let (a_at, a_rs, a_cs) = a.raw();
+    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(16).min(DEPTH);
     PACKED.with_borrow_mut(|packed| {
         let packed = packed.0.as_mut_ptr();
-        for (a, b) in terms {
-            let k = a.cols;
-            if k == 0 {
-                continue;
-            }
-            let (a_at, a_rs, a_cs) = a.raw();
-            let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(16).min(DEPTH);
-            for from in (0..k).step_by(depth) {
-                let depth = depth.min(k - from);
-                // SAFETY: within the views; the buffer holds DEPTH x PANEL.
-                unsafe {
-                    match b.kind() {
-                        Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed),
-                        _ => pack(b.raw(), from, depth, n, packed),
-                    }
-                    let a_from = a_at.add(from * a_cs);
-                    let after = from + depth;
-                    let ahead = if after < k {
-                        Ahead::new(b.raw(), b.kind(), after, depth.min(k - after), 0, n)
-                    } else {
-                        Ahead::new(b.raw(), b.kind(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
-                    };
-                    let tile = Tile { depth, a: a_from, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
-                    match (a.kind(), n.div_ceil(16)) {
-                        (Kind::F32, 1) => f32s::rows::<1>(m, tile),
-                        (Kind::F32, 2) => f32s::rows::<2>(m, tile),
-                        (Kind::F32, _) => f32s::rows::<3>(m, tile),
-                        (_, 1) => bf16s::rows::<1>(m, tile),
-                        (_, 2) => bf16s::rows::<2>(m, tile),
-                        (_, _) => bf16s::rows::<3>(m, tile),
-                    }
+        for from in (0..k).step_by(depth) {
+            let depth = depth.min(k - from);
+            // SAFETY: within the views; the buffer holds DEPTH x PANEL.
+            unsafe {
+                match b.kind() {
+                    Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed),
+                    _ => pack(b.raw(), from, depth, n, packed),
                 }
-                (start, start_rs) = (c.at, c.rs);
+                let a_from = a_at.add(from * a_cs);
+                let after = from + depth;
+                let ahead = if after < k {
+                    Ahead::new(b.raw(), b.kind(), after, depth.min(k - after), 0, n)
+                } else {
+                    Ahead::new(b.raw(), b.kind(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
+                };
+                let tile = Tile { depth, a: a_from, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
+                match (a.kind(), n.div_ceil(16)) {
+                    (Kind::F32, 1) => f32s::rows::<1>(m, tile),
+                    (Kind::F32, 2) => f32s::rows::<2>(m, tile),
+                    (Kind::F32, _) => f32s::rows::<3>(m, tile),
+                    (_, 1) => bf16s::rows::<1>(m, tile),
+                    (_, 2) => bf16s::rows::<2>(m, tile),
+                    (_, _) => bf16s::rows::<3>(m, tile),
+                }
             }
+            (start, start_rs) = (c.at, c.rs);
         }
     });
 }

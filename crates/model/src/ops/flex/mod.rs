@@ -7,14 +7,14 @@ mod gemm_avx512;
 mod rows;
 mod simd;
 
-use super::{Fused, Heads, Maybe};
+use super::{Fused, Group, Groups, Heads, Maybe};
 use crate::spec::Activation;
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
-use gemm::{Init, Matrix, Term, product};
+use gemm::{Init, Job, Matrix, Target, Term, product, run};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -69,7 +69,7 @@ impl<'a> Halves<'a> {
     }
 
     fn term(&self) -> Term<'_> {
-        (Matrix::pairs(&self.x, self.rows, self.columns), self.weight)
+        Term::new(Matrix::pairs(&self.x, self.rows, self.columns), self.weight)
     }
 }
 
@@ -144,36 +144,69 @@ fn spans(x: &IntTensor<Flex>) -> Vec<[u32; 4]> {
 impl Fused for Flex {
     fn affine(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Maybe<Self>,
         low: Maybe<Self>,
         up: Maybe<Self>,
+        groups: Groups,
         bias: Maybe<Self>,
         residual: Maybe<Self>,
     ) -> FloatTensor<Self> {
-        let halves = if weight.dtype() == DType::BF16 { Halves::new(&x, &weight) } else { None };
-        let ([m, _], [_, n]) = (dims(&x), dims(&weight));
-        let whole = halves.is_none().then(|| {
+        let (weight, up) = (part(weight), part(up).map(viewable));
+        let ([m, _], [_, n]) = (dims(&x), weight.as_ref().or(up.as_ref()).map(dims).expect("a product of nothing"));
+        let halves = weight.as_ref().filter(|weight| weight.dtype() == DType::BF16).and_then(|weight| Halves::new(&x, weight));
+        let whole = weight.as_ref().filter(|_| halves.is_none()).map(|weight| {
             // Where bf16 is not multiplied it is widened first.
             let wide = if weight.dtype() == DType::F32 { weight.clone() } else { Flex::float_cast(weight.clone(), FloatDType::F32) };
             (viewable(x), viewable(wide))
         });
-        let low_rank = part(low).zip(part(up)).map(|(low, up)| (viewable(low), viewable(up)));
+        let low_rank = part(low).map(viewable).zip(up);
         let (bias, residual) = (part(bias).map(|b| dense(&b)), part(residual).map(|r| dense(&r)));
         let mut terms: Vec<Term> = halves.iter().map(Halves::term).collect();
-        terms.extend(whole.iter().map(|(x, weight)| (matrix(x), matrix(weight))));
-        terms.extend(low_rank.iter().map(|(low, up)| (matrix(low), matrix(up))));
-        let values = match (&bias, &residual) {
-            (None, None) => product(m, n, &terms, Init::Zero),
-            (Some(bias), None) => product(m, n, &terms, Init::Row(floats(bias))),
-            (None, Some(residual)) => product(m, n, &terms, Init::Dense(floats(residual))),
+        terms.extend(whole.iter().map(|(x, weight)| Term::new(matrix(x), matrix(weight))));
+        if let Some((low, up)) = &low_rank {
+            terms.extend(groups.iter().map(|Group { rows, ranks }| {
+                let low = matrix(low).part(rows.clone(), 0..ranks.len());
+                Term { row: rows.start, a: low, b: matrix(up).part(ranks.clone(), 0..n) }
+            }));
+        }
+        let ones = [1.0];
+        let init = match (&bias, &residual) {
+            (None, None) => Init::Zero,
+            (Some(bias), None) => Init::Row(floats(bias)),
+            (None, Some(residual)) => Init::Dense(floats(residual)),
             (Some(bias), Some(residual)) => {
-                let ones = [1.0];
-                let column = Matrix::new(&ones, m, 1, 0, 0);
-                terms.push((column, Matrix::new(floats(bias), 1, n, n, 1)));
-                product(m, n, &terms, Init::Dense(floats(residual)))
+                terms.push(Term::new(Matrix::new(&ones, m, 1, 0, 0), Matrix::new(floats(bias), 1, n, n, 1)));
+                Init::Dense(floats(residual))
             }
         };
-        tensor(values, [m, n])
+        tensor(product(m, n, terms, init), [m, n])
+    }
+
+    fn shrink(x: FloatTensor<Self>, factors: FloatTensor<Self>, groups: Groups) -> FloatTensor<Self> {
+        let ([n, k], width) = (dims(&x), groups.width());
+        let (x, factors, mut low) = (viewable(x), viewable(factors), vec![0.0; n * width]);
+        let c = Target { at: low.as_mut_ptr(), rs: width };
+        let jobs = groups.iter().map(|Group { rows, ranks }| {
+            let term = Term::new(matrix(&x).part(rows.clone(), 0..k), matrix(&factors).part(ranks.clone(), 0..k).transposed());
+            Job { m: rows.len(), n: ranks.len(), terms: vec![term], init: Init::Zero, c: c.below(rows.start) }
+        });
+        // SAFETY: each group writes its own rows of `low`.
+        unsafe { run(&jobs.collect::<Vec<_>>()) };
+        tensor(low, [n, width])
+    }
+
+    fn outer(low: FloatTensor<Self>, y: FloatTensor<Self>, groups: Groups) -> FloatTensor<Self> {
+        let ([_, k], ranks) = (dims(&y), groups.ranks());
+        let (low, y, mut out) = (viewable(low), viewable(y), vec![0.0; ranks * k]);
+        let c = Target { at: out.as_mut_ptr(), rs: k };
+        let jobs = groups.iter().map(|Group { rows, ranks }| {
+            let low = matrix(&low).part(rows.clone(), 0..ranks.len()).transposed();
+            let term = Term::new(low, matrix(&y).part(rows.clone(), 0..k));
+            Job { m: ranks.len(), n: k, terms: vec![term], init: Init::Zero, c: c.below(ranks.start) }
+        });
+        // SAFETY: each group writes its own rows of `out`.
+        unsafe { run(&jobs.collect::<Vec<_>>()) };
+        tensor(out, [ranks, k])
     }
 
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
@@ -282,13 +315,19 @@ impl Fused for Flex {
     }
 }
 
+/// Whether matrix products are our own here: then a row's results do not depend on the rows beside it.
+#[cfg(test)]
+pub(crate) fn has_own_products() -> bool {
+    gemm::has_own_kernel()
+}
+
 /// GFLOP/s of a `512 x 1536 x 1536` product on all threads, the best of a few: what this device gives a plain matrix product.
 pub(crate) fn gemm_gflops() -> f64 {
     let (m, n, k) = (512, 1536, 1536);
     let (a, b) = (vec![0.5; m * k], vec![0.25; k * n]);
     let run = || {
         let started = std::time::Instant::now();
-        std::hint::black_box(product(m, n, &[(Matrix::new(&a, m, k, k, 1), Matrix::new(&b, k, n, n, 1))], Init::Zero));
+        std::hint::black_box(product(m, n, vec![Term::new(Matrix::new(&a, m, k, k, 1), Matrix::new(&b, k, n, n, 1))], Init::Zero));
         started.elapsed().as_secs_f64()
     };
     let best = (0..12).map(|_| run()).fold(f64::INFINITY, f64::min);

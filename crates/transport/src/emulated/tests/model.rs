@@ -119,6 +119,21 @@ fn the_timetable_is_kept() {
     assert_eq!((at(20_000, 1272), at(20_000, 1273)), (None, Some(Cause::Mtu)));
 }
 
+/// Goal: a cut from outside holds as long as it is asked to, and a shorter one does not end it. Method: two cuts that overlap.
+#[test]
+fn a_cut_is_kept() {
+    let mut link = Model::new(plain(0, 100), Timetable::default(), 1);
+    let mut at = |ms: u64, cut_ms: Option<u64>| {
+        cut_ms.into_iter().for_each(|until| link.cut(Duration::from_millis(until)));
+        link.offer(Duration::from_millis(ms), 100).err()
+    };
+    assert_eq!(at(1000, None), None, "on its way, and arrives");
+    assert_eq!(at(1050, Some(3000)), Some(Cause::Partition));
+    assert_eq!(at(2000, Some(2500)), Some(Cause::Partition));
+    assert_eq!(at(2850, None), Some(Cause::Partition), "it would arrive within the cut");
+    assert_eq!(at(3000, None), None);
+}
+
 proptest! {
     /// Goal: on any link and for any traffic: nothing is early, the jitter is bounded, order is kept but for those that are late on
     /// purpose, the rate is not exceeded, and the same seed gives the same trace.
