@@ -176,6 +176,7 @@ fn serve_config(options: &Options, model: &Path, out: &Path) -> ServeConfig {
         round_deadline: hour,
         reconnect: hour,
         state: None,
+        auto: None,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,

@@ -1,9 +1,9 @@
 //! From one run file to what each node of the run is told.
 
-use crate::config::{ConfigError, RunConfig, ServerSection, TaskName};
-use cutlayer_node::{CentralConfig, ClientData, ComputeConfig, JoinConfig, ServeConfig};
-use cutlayer_transport::LinkConfig;
-use cutlayer_wire::{CutPoint, PeerId, Plan, Task};
+use crate::config::{ConfigError, EncodingWord, RunConfig, ServerSection, TaskName};
+use cutlayer_node::{Auto, CentralConfig, ClientData, ComputeConfig, JoinConfig, ServeConfig};
+use cutlayer_transport::{Lane, LinkConfig};
+use cutlayer_wire::{CutPoint, LinkFacts, PeerId, Plan, Task};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +88,7 @@ impl RunConfig {
             round_deadline: Duration::from_secs(self.server.round_deadline_s),
             reconnect: Duration::from_secs(self.server.reconnect_s),
             state: None,
+            auto: self.auto()?,
             activations: self.link.activations,
             gradients: self.link.gradients,
             adapters: self.link.adapters,
@@ -98,6 +99,28 @@ impl RunConfig {
             phases: false,
             batch_bytes_max: if self.server.batching { self.server.batch_memory_mib << 20 } else { 0 },
         })
+    }
+
+    /// What the server is told where it finds the encodings itself: each client's link, as it is emulated or said to be.
+    fn auto(&self) -> Result<Option<Auto>, ConfigError> {
+        let said = LinkFacts {
+            up_mbit: self.link.bandwidth_mbit.into(),
+            down_mbit: self.link.bandwidth_mbit.into(),
+            rtt_ms: self.link.rtt_ms.into(),
+        };
+        let facts = |index: u32| {
+            let Some(link) = self.client_link(index)? else { return Ok(said) };
+            let mbit = |lane: &Lane| lane.rate.map_or(f64::INFINITY, |rate| rate.bps() as f64 * 1e-6);
+            let rtt = link.up.delay.duration() + link.down.delay.duration();
+            Ok(LinkFacts { up_mbit: mbit(&link.up), down_mbit: mbit(&link.down), rtt_ms: rtt.as_secs_f64() * 1e3 })
+        };
+        self.link
+            .encoding
+            .map(|EncodingWord::Auto| {
+                let links = (0..self.clients.count).map(facts).collect::<Result<Vec<LinkFacts>, ConfigError>>()?;
+                Ok(Auto { quality_budget: self.link.quality_budget, links })
+            })
+            .transpose()
     }
 
     fn server_compute(&self) -> ComputeConfig {

@@ -1,6 +1,12 @@
 //! Between hidden states on a device and the bytes that cross the cut: nothing unchecked comes in.
+//!
+//! A GPU rounds and quantises before the download and after the upload ([`device`]), so that its link to the host carries what the
+//! network does; on a CPU the host's way is the device's.
+
+mod device;
 
 use crate::lora::download;
+use crate::ops::is_cpu;
 use burn::tensor::{Device, Tensor, TensorData};
 use cutlayer_wire::Encoding;
 
@@ -19,6 +25,9 @@ pub enum TensorError {
 /// Hidden states `[n, d]` as bytes; `seed` is for encodings that round by chance.
 pub fn encode(encoding: Encoding, hidden_nd: Tensor<2>, seed: u64) -> Result<Vec<u8>, TensorError> {
     let [_, hidden] = hidden_nd.dims();
+    if let Some(part) = device::part(encoding, hidden, &hidden_nd.device()) {
+        return device::encode(encoding, part, hidden_nd);
+    }
     Ok(encoding.encode(&values(hidden_nd), hidden, seed)?)
 }
 
@@ -29,6 +38,9 @@ pub fn values(hidden_nd: Tensor<2>) -> Vec<f32> {
 
 /// Bytes of `n` tokens as `[n, d]` on `device`. Refuses a NaN or an infinity.
 pub fn decode(encoding: Encoding, bytes: &[u8], tokens: usize, hidden: usize, device: &Device) -> Result<Tensor<2>, TensorError> {
+    if let Some(part) = device::part(encoding, hidden, device) {
+        return device::decode(encoding, part, bytes, [tokens, hidden], device);
+    }
     tensor(encoding.decode(bytes, tokens, hidden)?, hidden, device)
 }
 

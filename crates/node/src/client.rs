@@ -19,8 +19,7 @@ use crate::stop::Stop;
 use cutlayer_model::{ModelFolder, PeftFolder, read_spec};
 use cutlayer_transport::{Control, Identity, LinkConfig};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Ask, ClientSession, CutPoint, Encoding, FrameLimits, Message, PeerId, RoundId, RunId,
-    SessionError, SessionEvent,
+    AdapterFrame, Ask, ClientSession, CutPoint, FrameLimits, GlobalReceiver, Message, PeerId, RoundId, RunId, SessionError, SessionEvent,
 };
 use door::{Door, Entered};
 use flight::Route;
@@ -125,6 +124,7 @@ pub async fn join(
     let limits = FrameLimits::new(spec.hidden as u32, agreed.plan.batch.batch_tokens_max(), agreed.plan.batch.batch_tokens_max())
         .encoded(agreed.activations, agreed.gradients);
     let store = config.state.as_ref().map(|state| RoundStore::open(state, welcome.id.run, agreed.client)).transpose()?;
+    let globals = GlobalReceiver::new(agreed.adapters);
     let mut client = Client {
         route: Route { link, limits, side },
         control,
@@ -134,8 +134,8 @@ pub async fn join(
         doing: None,
         prepared,
         agreed,
-        adapter_limits: AdapterLimits::for_values(values),
-        started: None,
+        values,
+        globals,
         starts: BTreeMap::new(),
         stands_at: None,
         store: store.map(Arc::new),
@@ -193,9 +193,10 @@ struct Client<'a> {
     doing: Option<Ask>,
     prepared: Prepared,
     agreed: Agreement,
-    adapter_limits: AdapterLimits,
-    /// The global adapter that the side started from, where updates are differences from it.
-    started: Option<(RoundId, AdapterState)>,
+    /// Values of this side's adapter.
+    values: u64,
+    /// The global adapters that came, and what updates are differences from.
+    globals: GlobalReceiver,
     /// What the last rounds started from.
     starts: BTreeMap<RoundId, RoundStart>,
     /// The one of them that is as this side stands now.
@@ -278,7 +279,7 @@ impl Client<'_> {
     /// Waits for the global adapter of `round` and installs it. The newest is always enough: a client that joins late starts from it.
     async fn adopt(&mut self, round: RoundId) -> Result<(), Break> {
         while self.session.adapter_round().is_none_or(|have| have < round) {
-            match self.route.link.recv_adapter(&self.adapter_limits).await {
+            match self.route.link.recv_adapter(&self.globals.limits(self.values)).await {
                 Ok(frame) => self.install(frame).await?,
                 Err(lost) => self.resume(lost.into()).await?,
             }
@@ -291,7 +292,7 @@ impl Client<'_> {
         let limit = tokio::time::Instant::now() + LAST_ADAPTER_WAIT;
         while self.session.adapter_round().is_none_or(|have| have < round) {
             let late = || NodeError::Ended { reason: format!("it took longer than {} s", LAST_ADAPTER_WAIT.as_secs()) };
-            let came = match tokio::time::timeout_at(limit, self.route.link.recv_adapter(&self.adapter_limits)).await {
+            let came = match tokio::time::timeout_at(limit, self.route.link.recv_adapter(&self.globals.limits(self.values))).await {
                 Ok(Ok(frame)) => self.install(frame).await,
                 Ok(Err(error)) => Err(error.into()),
                 Err(_) => Err(late()),
@@ -304,9 +305,7 @@ impl Client<'_> {
 
     async fn install(&mut self, frame: AdapterFrame) -> Result<(), NodeError> {
         self.session.adapter(frame.round)?;
-        if self.agreed.adapters != Encoding::F32 {
-            self.started = Some((frame.round, frame.state.clone()));
-        }
+        let frame = self.globals.unpack(frame)?;
         self.route.side.run("install", move |side| side.install(frame.state)).await?
     }
 

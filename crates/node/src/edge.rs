@@ -7,14 +7,15 @@ mod steps;
 mod tests;
 
 use crate::answers::Answers;
+use crate::auto::Encodings;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::phases::{PhaseClock, Phases};
 use crate::side::load_whole;
-use crate::visits::receiver;
+use crate::visits::Remembered;
 use cutlayer_federation::{Source, Update};
 use cutlayer_model::{Device, Frozen, ModelFolder, Moments, Parts, Rows, Stage, TapeId, lora};
-use cutlayer_wire::{AdapterState, DifferenceReceiver, Encoding, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
+use cutlayer_wire::{AdapterState, HostTensor, PeerId, Plan, RoundId, ServerAdapters, StepId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,15 +48,14 @@ struct Seat {
     /// Steps of which some micro-batches' gradients wait for the others'.
     begun: BTreeMap<u32, Vec<StepId>>,
     answers: Answers,
-    /// What it remembers of the client's samples, where they travel as differences.
-    known: Option<DifferenceReceiver>,
+    /// What it remembers of the client's samples.
+    known: Remembered,
+    encodings: Encodings,
 }
 
 /// The server's layers and adapters.
 pub(crate) struct Edge {
     plan: Plan,
-    gradients: Encoding,
-    activations: Encoding,
     frozen: Arc<Frozen>,
     labels: usize,
     shared: Option<Stage>,
@@ -86,7 +86,6 @@ impl Edge {
         folder: &ModelFolder,
         (compute, device): (ComputeConfig, &Device),
         plan: Plan,
-        (activations, gradients): (Encoding, Encoding),
         first: usize,
         head: bool,
         global: AdapterState,
@@ -99,8 +98,6 @@ impl Edge {
         let (seats, checkpointing) = (BTreeMap::new(), compute.checkpointing);
         let mut edge = Self {
             plan,
-            gradients,
-            activations,
             frozen,
             labels,
             shared: None,
@@ -152,7 +149,7 @@ impl Edge {
     }
 
     /// Gives a client its place.
-    pub fn seat(&mut self, client: u32, peer: PeerId, cut: usize, tail: Option<usize>) -> Result<(), NodeError> {
+    pub fn seat(&mut self, client: u32, peer: PeerId, (cut, tail): (usize, Option<usize>), encodings: Encodings) -> Result<(), NodeError> {
         let blocks = cut..self.frozen.spec().blocks - tail.unwrap_or(0);
         let head = tail.is_none();
         let own = match self.plan.server_adapters {
@@ -171,7 +168,8 @@ impl Edge {
             doing: BTreeMap::new(),
             begun: BTreeMap::new(),
             answers: Answers::default(),
-            known: receiver(self.activations),
+            known: Remembered::of(encodings),
+            encodings,
         };
         if let (Some(stage), Some(moments)) = (&mut seat.own, self.kept.remove(&client)) {
             stage.adapter_mut().set_moments(&moments)?;
@@ -186,7 +184,7 @@ impl Edge {
     /// The client forgot what it sent before, so its samples travel whole again; a process that was started again.
     pub fn forget_samples(&mut self, client: u32) {
         if let Some(seat) = self.seats.get_mut(&client) {
-            seat.known = receiver(self.activations);
+            seat.known = Remembered::of(seat.encodings);
         }
     }
 

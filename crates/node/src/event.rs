@@ -39,6 +39,21 @@ pub enum Event {
         /// Training examples it holds.
         samples: u64,
     },
+    /// A client travels in encodings that were found for its link.
+    Encodings {
+        /// Its index.
+        client: u32,
+        /// Its name.
+        name: String,
+        /// Encoding of activations.
+        activations: String,
+        /// Encoding of gradients.
+        gradients: String,
+        /// Encoding of adapters.
+        adapters: String,
+        /// What was chosen and why, in words.
+        reason: String,
+    },
     /// A client is gone.
     Left {
         /// Its index.

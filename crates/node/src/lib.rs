@@ -7,6 +7,7 @@
 
 mod adapters;
 mod answers;
+mod auto;
 mod central;
 mod client;
 mod compute;
@@ -24,6 +25,7 @@ mod stop;
 mod turn;
 mod visits;
 
+pub use auto::{Auto, Encodings};
 pub use central::{CentralConfig, CentralReport, Scorer, central};
 pub use client::{JoinConfig, JoinReport, join};
 pub use compute_config::ComputeConfig;

@@ -1,10 +1,9 @@
 //! From a client's records to its batches, once the plan is known.
 
 use crate::error::NodeError;
-use crate::visits::check_forgetful;
 use cutlayer_data::{Batch, BatchShape, Batcher, Layout, Objective, Record, Tokenizer, evaluation_batches, tokenise};
 use cutlayer_model::spec::ModelSpec;
-use cutlayer_wire::{ADAPTER_COLUMNS, BatchSpec, Encoding, Plan, Task};
+use cutlayer_wire::{ADAPTER_COLUMNS, BatchSpec, Carried, Encoding, Plan, Task};
 use std::path::Path;
 
 /// What a client holds; it never leaves the client but as activations, and labels in a vanilla split.
@@ -46,13 +45,15 @@ pub(crate) fn check_task(task: &Task, spec: &ModelSpec) -> Result<(), NodeError>
     }
 }
 
-/// The encodings of activations and gradients can do the model's width, that of adapters an adapter's rows; only activations are
-/// remembered.
+/// The encodings of activations and gradients can do the model's width, that of adapters an adapter's rows; none remembers
+/// what it has no use for.
 pub(crate) fn check_encodings(tensors: [Encoding; 2], adapters: Encoding, spec: &ModelSpec) -> Result<(), NodeError> {
     let hidden = u32::try_from(spec.hidden).unwrap_or(u32::MAX);
     tensors.into_iter().try_for_each(|encoding| encoding.check_columns(hidden))?;
     adapters.check_columns(ADAPTER_COLUMNS)?;
-    check_forgetful([tensors[1], adapters])
+    tensors[0].check_carries(Carried::Activations)?;
+    tensors[1].check_carries(Carried::Gradients)?;
+    Ok(adapters.check_carries(Carried::Adapters)?)
 }
 
 fn shape(batch: &BatchSpec) -> BatchShape {

@@ -8,6 +8,7 @@ mod roster;
 mod session;
 
 use crate::adapters::{peft_config, starting};
+use crate::auto::{Auto, Encodings};
 use crate::compute::Compute;
 use crate::compute_config::ComputeConfig;
 use crate::edge::{Edge, EdgeState};
@@ -71,6 +72,8 @@ pub struct ServeConfig {
     /// Folder for each round that is committed, so that a server that was killed goes on from there when it is started again. Without it,
     /// only the adapter is kept.
     pub state: Option<PathBuf>,
+    /// Finds each client's encodings in place of the three below.
+    pub auto: Option<Auto>,
     /// Encoding of activations.
     pub activations: Encoding,
     /// Encoding of gradients.
@@ -108,8 +111,8 @@ pub(crate) struct Hub {
     pub plan: Plan,
     pub base: BaseHash,
     pub spec: ModelSpec,
-    pub encodings: (Encoding, Encoding),
-    pub adapters: Encoding,
+    pub encodings: Encodings,
+    pub auto: Option<Auto>,
     pub first_block: u16,
     pub head: bool,
     pub clients_expected: u32,
@@ -186,11 +189,11 @@ pub async fn serve(
     let given = about.indices.iter().filter_map(|(peer, client)| Some((peer.parse().ok()?, *client))).collect();
 
     let device = config.compute.device.open()?;
-    let (plan, encodings) = (config.plan.clone(), (config.activations, config.gradients));
+    let plan = config.plan.clone();
     let (first, head) = (usize::from(config.first_block), config.head);
     let (phases, compute, round) = (config.phases, config.compute, about.progress.round);
     let load = move || {
-        let edge = Edge::load(&folder, (compute, &device), plan, encodings, first, head, global)?;
+        let edge = Edge::load(&folder, (compute, &device), plan, first, head, global)?;
         edge.timed(phases).resumed(round, kept)
     };
     let edge = Compute::start("edge", load).await?;
@@ -207,8 +210,8 @@ pub async fn serve(
         plan: config.plan.clone(),
         base,
         spec,
-        encodings,
-        adapters: config.adapters,
+        encodings: Encodings { activations: config.activations, gradients: config.gradients, adapters: config.adapters },
+        auto: config.auto,
         first_block: config.first_block,
         head,
         clients_expected: config.clients_expected,
@@ -232,8 +235,8 @@ pub async fn serve(
 
 /// A digest of all that must be the same when a run is taken up again.
 fn digest(config: &ServeConfig, base: &BaseHash) -> String {
-    let ServeConfig { plan, aggregator, activations, gradients, adapters, .. } = config;
-    let words = serde_json::to_string(&(plan, aggregator, (activations, gradients, adapters), base));
+    let ServeConfig { plan, aggregator, activations, gradients, adapters, auto, .. } = config;
+    let words = serde_json::to_string(&(plan, aggregator, (activations, gradients, adapters), format!("{auto:?}"), base));
     blake3::hash(words.expect("a plan is plain values").as_bytes()).to_hex().to_string()
 }
 

@@ -7,7 +7,7 @@ use crate::edge::share;
 use crate::error::NodeError;
 use crate::phases::{Phase, PhaseClock, Phases};
 use crate::schedule::{Sender, StepClock, frame_seed};
-use crate::visits::Visits;
+use crate::visits::{Visits, samples};
 use cutlayer_data::Batch;
 use cutlayer_model::{Device, Input, Labels, Mode, ModelFolder, Moments, Parts, Rows, Stage, Tensor, encoding, lora};
 use cutlayer_wire::{AdapterState, Encoding, EvalSums, Frame, FrameFlags, FrameKind, HostTensor, Plan, StepId};
@@ -42,7 +42,7 @@ pub(crate) struct ClientSide {
     front_blocks: Range<usize>,
     tail_blocks: Range<usize>,
     clock: PhaseClock,
-    visits: Option<Visits>,
+    visits: Visits,
 }
 
 /// A step between its frames.
@@ -75,7 +75,7 @@ impl ClientSide {
         let front = stage(front_blocks.clone(), false)?;
         let tail = agreed.tail.map(|_| stage(tail_blocks.clone(), true)).transpose()?;
         let clock = PhaseClock::new(agreed.phases, device);
-        let visits = Visits::of(agreed.activations);
+        let visits = Visits::of(agreed.activations, agreed.gradients);
         Ok(Self { front, tail, front_blocks, tail_blocks, clock, visits, agreed })
     }
 
@@ -135,10 +135,14 @@ impl ClientSide {
         let flags = FrameFlags::NONE.with_if(FrameFlags::TRAIN, doing.train).with_if(FrameFlags::NEEDS_GRADIENT, wants_gradient);
         let labels = if self.tail.is_some() { vec![] } else { doing.batch.labels.clone() };
         let width = self.front.frozen().spec().hidden as u32;
-        let payload = self.open(doing, hidden)?;
+        let numbers = self.visits.number(&doing.batch);
+        let payload = self.open(doing, &numbers, hidden)?;
         self.clock.end(Phase::Encode);
         let (round, lengths) = (doing.clock.round, doing.batch.lengths.clone());
         let frame = Frame::forward(doing.step, round, flags, self.agreed.activations, width, lengths, labels, payload);
+        // Only a server that remembers what it left out of their gradients needs to know the samples.
+        let numbered = wants_gradient && self.agreed.gradients.feeds_back();
+        let frame = if numbered { frame.numbered(numbers) } else { frame };
         Ok(frame.micro(doing.whole.0, doing.whole.1))
     }
 
@@ -154,7 +158,7 @@ impl ClientSide {
         let (sums, gradient) = tail.loss(doing.step, self.tail_blocks.clone(), input, &doing.rows, labels, mode)?;
         self.clock.end_loss(tail);
         let Some(gradient) = gradient.filter(|_| doing.train) else { return Ok((sums, None)) };
-        let payload = self.write(doing, FrameKind::Gradient, self.agreed.gradients, gradient)?;
+        let payload = self.give(doing, gradient)?;
         self.clock.end(Phase::Encode);
         Ok((sums, Some(Frame::gradient(&hidden.header, self.agreed.gradients, EvalSums::default(), payload))))
     }
@@ -207,13 +211,24 @@ impl ClientSide {
     }
 
     /// The payload that opens a step: differences, where samples are remembered.
-    fn open(&mut self, doing: &Doing, hidden: Tensor<2>) -> Result<Vec<u8>, NodeError> {
-        let Some(visits) = &mut self.visits else {
+    fn open(&mut self, doing: &Doing, numbers: &[u64], hidden: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let Some(sender) = self.visits.activations() else {
             return self.write(doing, FrameKind::Forward, self.agreed.activations, hidden);
         };
         let seed = frame_seed(&self.agreed.plan, self.agreed.client, doing.step, FrameKind::Forward, Sender::Client);
         let [_, width] = hidden.dims();
-        Ok(visits.pack(&doing.batch, &encoding::values(hidden), width, seed)?)
+        Ok(sender.pack(&samples(numbers, &doing.batch.lengths), &encoding::values(hidden), width, seed)?)
+    }
+
+    /// U-shape: the gradient at the tail, with what was left out of these samples before, where that is remembered.
+    fn give(&mut self, doing: &Doing, gradient: Tensor<2>) -> Result<Vec<u8>, NodeError> {
+        let numbers = self.visits.number(&doing.batch);
+        let Some(feedback) = self.visits.gradients() else {
+            return self.write(doing, FrameKind::Gradient, self.agreed.gradients, gradient);
+        };
+        let seed = frame_seed(&self.agreed.plan, self.agreed.client, doing.step, FrameKind::Gradient, Sender::Client);
+        let [_, width] = gradient.dims();
+        Ok(feedback.pack(&samples(&numbers, &doing.batch.lengths), &encoding::values(gradient), width, seed)?)
     }
 
     /// Drops the steps under way, whose answers will not come.
@@ -225,7 +240,7 @@ impl ClientSide {
 
     /// Forgets what the server may not have seen.
     pub fn forget_visits(&mut self) {
-        self.visits.iter_mut().for_each(Visits::forget);
+        self.visits.forget();
     }
 
     fn write(&self, doing: &Doing, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {

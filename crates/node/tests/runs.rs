@@ -7,11 +7,11 @@ mod common;
 use common::{BLOCKS, Ground, ROUNDS, assert_same, ground, plan, serve_config, texts};
 use cutlayer_model::PeftFolder;
 use cutlayer_node::{
-    CentralConfig, CentralReport, ClientData, ComputeConfig, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport,
-    Stop, central, join, no_events, serve,
+    Auto, CentralConfig, CentralReport, ClientData, ComputeConfig, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig,
+    ServeReport, Stop, central, join, no_events, serve,
 };
 use cutlayer_transport::{AllowList, Identity, LinkConfig, connect};
-use cutlayer_wire::{AdapterState, CutPoint, Encoding, OptimizerKind, PeerId, Plan, ServerAdapters, StepOrder, Weighting};
+use cutlayer_wire::{AdapterState, CutPoint, Encoding, LinkFacts, OptimizerKind, PeerId, Plan, ServerAdapters, StepOrder, Weighting};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -272,6 +272,59 @@ async fn later_visits_take_fewer_bytes() {
             assert!(first > tokens * 64 && second < tokens * 24, "{first} B, then {second} B of {tokens} tokens");
         }
     }
+}
+
+/// Goal: what an encoding leaves out of gradients is fed back, on either side of a U-shape. Method: two bits, many visits of few
+/// samples, and the same run without: feedback changes what is learned from the second visit on, and the frames stay as small.
+#[tokio::test(flavor = "multi_thread")]
+async fn gradients_are_fed_back() {
+    for tail in [None, Some(1)] {
+        let mut ends = vec![];
+        for gradients in ["int2/32", "int2/32+feedback"] {
+            let ground = ground();
+            let plan = Plan { local_steps: 8, ..plan() };
+            let config = ServeConfig { gradients: gradients.parse().unwrap(), ..serve_config(&ground, &plan, 1) };
+            let running = start(&ground, config, 1).await;
+            let data = ClientData { train: texts(0), eval: texts(10) };
+            join(running.join_config(&ground, 1, tail, "a"), &running.clients[0], data, no_events(), Stop::new()).await.unwrap();
+            let report = running.ended.await.unwrap().unwrap();
+            assert!(report.evaluations[2].1.loss_sum < report.evaluations[0].1.loss_sum, "{gradients}");
+            let events = running.events.lock().unwrap();
+            let bytes = events.iter().filter_map(|event| if let Event::Step { bytes_down, .. } = event { Some(*bytes_down) } else { None });
+            ends.push((report.evaluations[2].1.loss_sum, bytes.sum::<u64>()));
+        }
+        assert_ne!(ends[0].0, ends[1].0, "feedback changed nothing");
+        assert_eq!(ends[0].1, ends[1].1, "feedback cost bytes");
+    }
+}
+
+/// Goal: `auto` gives each client what its link wants, and says so. Method: two clients, one on a fast link and one on a slow one.
+#[tokio::test(flavor = "multi_thread")]
+async fn auto_chooses_for_each_client() {
+    let link = |mbit: f64| LinkFacts { up_mbit: mbit, down_mbit: mbit, rtt_ms: 10.0 };
+    let ground = ground();
+    let auto = Auto { quality_budget: 0.005, links: vec![link(100_000.0), link(0.5)] };
+    let running = start(&ground, ServeConfig { auto: Some(auto), ..serve_config(&ground, &plan(), 2) }, 2).await;
+    let clients = (0..2).map(|index| {
+        let data = ClientData { train: texts(index), eval: texts(10) };
+        let config = running.join_config(&ground, 1, None, if index == 0 { "fast" } else { "slow" });
+        join(config, &running.clients[index], data, no_events(), Stop::new())
+    });
+    futures_all(clients).await.into_iter().for_each(|report| assert_eq!(report.unwrap().accepted, ROUNDS));
+    let report = running.ended.await.unwrap().unwrap();
+    assert!(report.evaluations[2].1.loss_sum < report.evaluations[0].1.loss_sum);
+    let events = running.events.lock().unwrap();
+    let mut chosen: Vec<[&str; 4]> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Encodings { name, activations, gradients, adapters, .. } => {
+                Some([name, activations, gradients, adapters].map(String::as_str))
+            }
+            _ => None,
+        })
+        .collect();
+    chosen.sort_unstable();
+    assert_eq!(chosen, [["fast", "f32", "f32", "f32"], ["slow", "int5/32+hadamard+zstd", "int3/32+hadamard+zstd", "int8+zstd"]]);
 }
 
 /// An encoding that the model's width cannot do ends the server before anyone joins, and says what can be done.

@@ -7,7 +7,9 @@
 
 mod adapter_error;
 mod adapter_frame;
+mod adapter_memory;
 mod adapter_values;
+mod choice;
 mod codec;
 mod encoding;
 mod frame;
@@ -24,9 +26,11 @@ mod tensor;
 
 pub use adapter_error::AdapterFrameError;
 pub use adapter_frame::{ADAPTER_HEADER_BYTES, ADAPTER_PAYLOAD_BYTES_MAX, AdapterFrame, AdapterHeader, AdapterLimits, MANIFEST_BYTES_MAX};
+pub use adapter_memory::{GlobalReceiver, GlobalSender};
 pub use adapter_values::ADAPTER_COLUMNS;
+pub use choice::{Choice, LinkFacts, StepFacts, choose};
 pub use codec::{CONTROL_BYTES_MAX, CONTROL_PREFIX_BYTES, CodecError, decode, encode};
-pub use encoding::{Encoding, EncodingError, EncodingPart, rounding_seed};
+pub use encoding::{Carried, DevicePart, Encoding, EncodingError, EncodingPart, rounding_seed};
 pub use frame::{Frame, REASON_BYTES_MAX, shorten_reason};
 pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
 pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use cutlayer_wire::{Encoding, EncodingError, EncodingPart, rounding_seed};
+use cutlayer_wire::{Carried, Encoding, EncodingError, EncodingPart, rounding_seed};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -39,6 +39,7 @@ const NAMES: &[&str] = &[
     "int8+topk=0.1+zstd",
     "int4+proj=30+zstd",
     "int8+delta",
+    "int2/64+hadamard+feedback",
     "int4/64+zstd+moved=0.05",
 ];
 
@@ -384,6 +385,18 @@ fn refusals_say_what_to_write() {
     check("int4/4", "8 features or more");
     check("int8+moved=2", "up to 1");
     check("int8+delta+moved=0.1", "no encoding is called");
+    check("int8+delta+feedback", "drop feedback");
+    check("f32+zstd+feedback", "leaves nothing out");
+    let nothing_for = |name: &str, what: Carried, says: &str| {
+        let error = named(name).check_carries(what).expect_err(name).to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    };
+    nothing_for("int4+feedback", Carried::Activations, "write delta");
+    nothing_for("int4+moved=0.1", Carried::Gradients, "write feedback");
+    nothing_for("int4+feedback", Carried::Adapters, "already");
+    nothing_for("int4+delta", Carried::Adapters, "already");
+    assert_eq!(named("int4+feedback").check_carries(Carried::Gradients), Ok(()));
+    assert_eq!(named("int4+delta").check_carries(Carried::Activations), Ok(()));
     check("int8+topk=1.5", "from 0.0001 to 1");
     check("int8/64+topk=0.1", "drop the group");
     check("int8+proj=64+hadamard", "drop hadamard");

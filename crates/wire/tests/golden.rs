@@ -92,6 +92,7 @@ fn numbers_are_frozen() {
         ("bf16+topk=0.05+zstd", "01 04 00 00 f4 01 00 00 00 00 00 00"),
         ("int8+proj=300", "18 00 00 00 00 00 2c 01 00 00 00 00"),
         ("int4/64+hadamard+delta", "14 09 40 00 00 00 00 00 00 00 00 00"),
+        ("int2/32+feedback+zstd", "12 14 20 00 00 00 00 00 00 00 00 00"),
         ("int8+moved=0.05", "18 08 00 00 00 00 00 00 f4 01 00 00"),
     ] {
         check_bytes(&name.parse::<Encoding>().expect("an encoding").to_bytes(), bytes);

@@ -95,6 +95,8 @@ pub(super) fn server() -> ServerSection {
 
 pub(super) fn link() -> LinkSection {
     LinkSection {
+        encoding: None,
+        quality_budget: 0.005,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,

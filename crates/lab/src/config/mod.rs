@@ -16,13 +16,13 @@ pub use cuts::Cuts;
 pub use error::ConfigError;
 pub use paths::{DATA_VARIABLE, data_folder};
 pub use sections::{
-    AdapterSection, ClientSection, ClientsSection, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection, PipelineMode,
-    ServerSection, SplitSection, TaskName, TrainSection,
+    AdapterSection, ClientSection, ClientsSection, EncodingWord, LinkSection, Mode, ModelSection, OptimizerName, OptimizerSection,
+    PipelineMode, ServerSection, SplitSection, TaskName, TrainSection,
 };
 
 use cutlayer_data::DataSpec;
 use cutlayer_transport::{Changes, Conditions, Profile};
-use cutlayer_wire::ADAPTER_COLUMNS;
+use cutlayer_wire::{ADAPTER_COLUMNS, Carried, Encoding, EncodingError};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use toml::Table;
@@ -162,10 +162,25 @@ impl RunConfig {
             found: self.link.adapters.to_string(),
             remedy: error.to_string(),
         })?;
-        for (key, encoding) in [("link.gradients", self.link.gradients), ("link.adapters", self.link.adapters)] {
-            let remedy = "only activations are differences between visits; drop delta or moved";
-            require(encoding.differences().is_none(), key, encoding, remedy)?;
+        for (key, encoding, what) in [
+            ("link.activations", self.link.activations, Carried::Activations),
+            ("link.gradients", self.link.gradients, Carried::Gradients),
+            ("link.adapters", self.link.adapters, Carried::Adapters),
+        ] {
+            let refused = |error: EncodingError| ConfigError::Invalid { key, found: encoding.to_string(), remedy: error.to_string() };
+            encoding.check_carries(what).map_err(refused)?;
         }
+        let named =
+            [self.link.activations, self.link.gradients, self.link.adapters].into_iter().find(|encoding| *encoding != Encoding::F32);
+        if let (Some(EncodingWord::Auto), Some(named)) = (self.link.encoding, named) {
+            return Err(ConfigError::Invalid {
+                key: "link.encoding",
+                found: format!("auto beside {named}"),
+                remedy: "drop one of them".into(),
+            });
+        }
+        let budget = self.link.quality_budget;
+        require((0.0..=1.0).contains(&budget), "link.quality_budget", budget, "give a share of the loss, such as 0.005")?;
         cutlayer_federation::by_name(&self.server.aggregator).map(|_| ()).map_err(|error| ConfigError::Invalid {
             key: "server.aggregator",
             found: self.server.aggregator.clone(),

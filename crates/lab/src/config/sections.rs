@@ -228,12 +228,24 @@ pub struct ServerSection {
     pub reconnect_s: u64,
 }
 
+/// What can stand in place of encodings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncodingWord {
+    /// Found for each client.
+    Auto,
+}
+
 /// `[link]`: what crosses the network and how wide that is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default = "defaults::link", deny_unknown_fields)]
 pub struct LinkSection {
+    /// `auto`: the server finds the encodings of each client, by its link and `quality_budget`, and says which.
+    pub encoding: Option<EncodingWord>,
+    /// With `auto`, the share by which the final loss may be higher than in f32, as `experiments/encodings` measured it.
+    pub quality_budget: f64,
     /// Encoding of activations: f32, bf16, f16, int2 to int8, int4/64 for groups of 64 features, and after it any of +hadamard,
-    /// +stochastic, +topk=0.05, +proj=64, +zstd, and, for activations alone, +delta or +moved=0.05.
+    /// +stochastic, +topk=0.05, +proj=64, +zstd, and, for activations alone, +delta or +moved=0.05, for gradients alone, +feedback.
     pub activations: Encoding,
     /// Encoding of gradients, in the same words.
     pub gradients: Encoding,

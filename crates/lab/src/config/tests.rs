@@ -99,7 +99,7 @@ fn values_are_checked() {
         ("name=../up", "name"),
         ("adapter.rank=0", "rank"),
         ("link.adapters=int8/48", "link.adapters is int8/48"),
-        ("link.gradients=int8+delta", "link.gradients is int8+delta: only activations"),
+        ("link.gradients=int8+delta", "link.gradients is int8+delta: int8+delta is nothing for gradients"),
         ("train.tokens_max=1", "tokens_max"),
         ("train={layout='packed', group_by_length=true}", "group_by_length"),
     ] {

@@ -208,6 +208,7 @@ impl Tally {
             }
             Event::Finished { rounds, reason } if who == Who::Server => self.finish(*rounds, reason),
             Event::Listening { .. }
+            | Event::Encodings { .. }
             | Event::Away { .. }
             | Event::Back { .. }
             | Event::Resumed { .. }

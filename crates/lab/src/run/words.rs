@@ -13,6 +13,7 @@ pub fn describe(event: &Event, name: impl Fn(u32) -> String) -> Option<String> {
             let tail = tail.map_or(String::new(), |tail| format!(" and {tail} at the end"));
             format!("{name} joined with {samples} records, {cut} blocks{tail}")
         }
+        Event::Encodings { name, reason, .. } => format!("{name} sends {reason}"),
         Event::Left { name, reason, .. } => format!("{name} left: {reason}"),
         Event::Away { name, reason, .. } => format!("{name} is cut off: {reason}; waiting for it to come back"),
         Event::Back { name, seconds: gone, resumed, .. } => {

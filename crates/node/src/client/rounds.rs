@@ -9,7 +9,7 @@ use crate::prepare::rectangle;
 use crate::side::{ClientSide, Doing};
 use crate::state::RoundStart;
 use cutlayer_data::Batch;
-use cutlayer_wire::{AdapterFrame, EvalSums, Frame, FrameKind, Message, RoundId, StepId, Weighting};
+use cutlayer_wire::{EvalSums, Frame, FrameKind, Message, RoundId, StepId, Weighting};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,10 +45,7 @@ impl Client<'_> {
             Weighting::Uniform => 1.0,
         };
         let state = self.route.side.run("read the adapter", |side| side.state()).await?;
-        let mut update = AdapterFrame::new(round, weight, &self.door.base, state);
-        if let Some((from, global)) = &self.started {
-            update = update.against(self.agreed.adapters, *from, global)?;
-        }
+        let update = self.globals.update(round, weight, &self.door.base, state)?;
         // A process that is started after this may hear of the next round first.
         self.keep_start(round.next()).await?;
         self.report.rounds += 1;

@@ -5,6 +5,7 @@ use crate::answers::Known;
 use crate::error::NodeError;
 use crate::phases::Phase;
 use crate::schedule::{Sender, StepClock, frame_seed};
+use crate::visits::samples;
 use cutlayer_model::{Input, Joint, Labels, Mode, Rows, Stage, StageError, TapeId, Tensor, encoding, losses, tape_bytes};
 use cutlayer_wire::{Encoding, EvalSums, Frame, FrameFlags, FrameKind, Plan, StepId};
 use std::collections::BTreeMap;
@@ -93,7 +94,7 @@ impl Edge {
             Known::New => {}
             Known::Answer(answer) => {
                 // Both sides remember alike, also what is not computed with.
-                if let Some(known) = &mut seat.known {
+                if let Some(known) = seat.known.activations() {
                     known.unpack(&frame.payload, &frame.lengths, hidden)?;
                 }
                 return Ok(Some(answer));
@@ -106,9 +107,9 @@ impl Edge {
 
     /// A client's seat, and whether what it sends depends on what is remembered of it. A client may leave while its step waits.
     fn seat_of(&mut self, client: u32) -> Result<(bool, &mut Seat), NodeError> {
-        let remembered = self.activations.differences().is_some();
         let gone = || NodeError::Ended { reason: format!("client {client} left") };
-        Ok((remembered, self.seats.get_mut(&client).ok_or_else(gone)?))
+        let seat = self.seats.get_mut(&client).ok_or_else(gone)?;
+        Ok((seat.encodings.activations.differences().is_some(), seat))
     }
 
     /// Keeps what a step was answered.
@@ -147,7 +148,7 @@ impl Edge {
         if train {
             seat.doing.insert(header.step, rows);
         }
-        let encoding = self.activations.forgetful();
+        let encoding = seat.encodings.activations.forgetful();
         let payload = self.write(client, header.step, FrameKind::Hidden, encoding, hidden)?;
         self.clock.end(Phase::Encode);
         Ok(self.kept(client, &frame, Frame::hidden(&header, encoding, payload)))
@@ -243,10 +244,20 @@ impl Edge {
         stage.update(steps, &self.plan.optimizer, StepClock::of(step).learning_rate(&self.plan));
     }
 
-    fn answer(&self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
+    fn answer(&mut self, client: u32, opened: &Frame, gradient: Option<Tensor<2>>, sums: EvalSums) -> Result<Frame, NodeError> {
         let Some(gradient) = gradient else { return Ok(Frame::done(&opened.header, sums)) };
-        let payload = self.write(client, opened.header.step, FrameKind::Gradient, self.gradients, gradient)?;
-        Ok(Frame::gradient(&opened.header, self.gradients, sums, payload))
+        let step = opened.header.step;
+        let seed = frame_seed(&self.plan, client, step, FrameKind::Gradient, Sender::Server);
+        let (_, seat) = self.seat_of(client)?;
+        let encoding = seat.encodings.gradients;
+        let payload = match seat.known.gradients() {
+            None => self.write(client, step, FrameKind::Gradient, encoding, gradient)?,
+            Some(feedback) => {
+                let [_, width] = gradient.dims();
+                feedback.pack(&samples(&opened.samples, &opened.lengths), &encoding::values(gradient), width, seed)?
+            }
+        };
+        Ok(Frame::gradient(&opened.header, encoding, sums, payload))
     }
 
     fn write(&self, client: u32, step: StepId, kind: FrameKind, encoding: Encoding, tensor: Tensor<2>) -> Result<Vec<u8>, NodeError> {
@@ -257,7 +268,7 @@ impl Edge {
     /// The activations that open a step: what the client's samples differ by, where they are remembered.
     fn read_opening(&mut self, client: u32, frame: &Frame, rows: &Rows) -> Result<Tensor<2>, NodeError> {
         let step = frame.header.step;
-        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.as_mut()) else {
+        let Some(known) = self.seats.get_mut(&client).and_then(|seat| seat.known.activations()) else {
             return self.read(step, frame, rows);
         };
         let hidden = self.frozen.spec().hidden;

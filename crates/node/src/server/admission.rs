@@ -3,6 +3,7 @@
 use super::Hub;
 use super::roster::{Command, Hello, Seat, Visit};
 use super::session::Session;
+use crate::auto::Encodings;
 use crate::error::NodeError;
 use crate::event::Event;
 use cutlayer_model::lora;
@@ -36,7 +37,12 @@ pub(super) async fn admit(
     let seat = match judge(hub, &hello) {
         Ok((hello, _)) if hub.over.load(Ordering::Relaxed) && !hub.roster.holds(&peer, &hello) => Err(over()),
         Ok((hello, resume)) => {
-            hub.roster.enter(peer, &hello, order).await.map(|entered| (entered, resume)).map_err(|reason| (RefusalCode::Full, reason))
+            let found = |client: u32| encodings_of(hub, client, &hello);
+            hub.roster
+                .enter(peer, &hello, order, found)
+                .await
+                .map(|entered| (entered, resume))
+                .map_err(|reason| (RefusalCode::Full, reason))
         }
         Err(refused) => Err(refused),
     };
@@ -59,15 +65,15 @@ pub(super) async fn admit(
         link.break_off();
         return Ok(None);
     };
-    let client = seat.client;
+    let (client, encodings) = (seat.client, seat.encodings);
     if !new && !resumed {
         hub.edge.run("forget samples", move |edge| edge.forget_samples(client)).await?;
     }
     let welcome = Message::Welcome {
         plan: hub.plan.clone(),
-        activations: hub.encodings.0,
-        gradients: hub.encodings.1,
-        adapters: hub.adapters,
+        activations: encodings.activations,
+        gradients: encodings.gradients,
+        adapters: encodings.adapters,
         client,
         clients: hub.clients_expected,
         id: hub.id,
@@ -97,7 +103,8 @@ fn hello_cut(seat: &Seat) -> usize {
 async fn take_in(hub: &Arc<Hub>, seat: &Seat, keys: Vec<String>) -> Result<(), NodeError> {
     let (peer, client, hello) = (seat.peer, seat.client, &seat.hello);
     let (cut, tail) = (usize::from(hello.cut), hello.tail.map(usize::from));
-    let seated = hub.edge.run("seat", move |edge| edge.seat(client, peer, cut, tail)).await.and_then(|seated| seated);
+    let encodings = seat.encodings;
+    let seated = hub.edge.run("seat", move |edge| edge.seat(client, peer, (cut, tail), encodings)).await.and_then(|seated| seated);
     if let Err(error) = seated {
         // The seat is free again for whoever comes next.
         hub.roster.remove(&peer);
@@ -137,13 +144,26 @@ fn judge(hub: &Hub, hello: &Message) -> Result<(Hello, Option<Resume>), (Refusal
     if tail.is_none() && !hub.head {
         return Err((RefusalCode::Cut, "this server holds no head and serves U-shaped clients only; set a tail".into()));
     }
-    for needed in [hub.encodings.0, hub.encodings.1, hub.adapters] {
+    let Encodings { activations, gradients, adapters } = hub.encodings;
+    for needed in [activations, gradients, adapters] {
         if let Some(part) = needed.parts().into_iter().find(|part| !encodings.contains(part)) {
             let reason = format!("the run uses encoding {needed}, and this client does not know {part}; update it");
             return Err((RefusalCode::Encoding, reason));
         }
     }
-    Ok((Hello { cut: cut.0, tail: *tail, name: name.clone(), samples: *samples }, *resume))
+    let hello = Hello { cut: cut.0, tail: *tail, name: name.clone(), samples: *samples, encodings: encodings.clone() };
+    Ok((hello, *resume))
+}
+
+/// The encodings of a client: the run's, or those that suit its link; then everybody is told which.
+fn encodings_of(hub: &Hub, client: u32, hello: &Hello) -> Encodings {
+    let of = (&hub.plan, hub.spec.hidden);
+    let Some(choice) = hub.auto.as_ref().and_then(|auto| auto.choose(client, of, hello.tail.is_some(), &hello.encodings)) else {
+        return hub.encodings;
+    };
+    let [activations, gradients, adapters] = [choice.activations, choice.gradients, choice.adapters].map(|encoding| encoding.to_string());
+    (hub.events)(Event::Encodings { client, name: hello.name.clone(), activations, gradients, adapters, reason: choice.to_string() });
+    Encodings::from(&choice)
 }
 
 /// Tensors that a client trains itself.

@@ -4,8 +4,12 @@
 //! only once the coordinator has heard of its client, and a seat is free again only once it has heard that the client left; so no word is
 //! ever meant for another session than the one that hears it.
 
+use crate::auto::Encodings;
 use cutlayer_transport::{AllowList, Link};
-use cutlayer_wire::{AdapterState, Ask, Message, PeerId, Resume, RoundId, RunId, ServerSession};
+use cutlayer_wire::{
+    AdapterFrame, AdapterFrameError, AdapterState, Ask, BaseHash, EncodingPart, GlobalSender, Message, PeerId, Resume, RoundId, RunId,
+    ServerSession,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -32,6 +36,8 @@ pub(crate) struct Hello {
     pub tail: Option<u16>,
     pub name: String,
     pub samples: u64,
+    /// Parts of encodings that it knows.
+    pub encodings: Vec<EncodingPart>,
 }
 
 /// A client's place in the run.
@@ -39,8 +45,8 @@ pub(crate) struct Seat {
     pub peer: PeerId,
     pub client: u32,
     pub hello: Hello,
-    /// The global adapter that the client was last sent, where its updates are differences from it.
-    pub sent: Mutex<Option<(RoundId, AdapterState)>>,
+    /// What its tensors travel in.
+    pub encodings: Encodings,
     state: Mutex<State>,
 }
 
@@ -58,6 +64,8 @@ struct State {
     adapter: Option<(RoundId, Arc<AdapterState>)>,
     settled: Option<Message>,
     finish: Option<Message>,
+    /// The global adapters on their way to it.
+    globals: GlobalSender,
 }
 
 /// A connection of a seat's client.
@@ -97,6 +105,7 @@ impl Seat {
         let resume = resume.filter(|resume| returns && resume.id == id && state.order.is_resumable());
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let holds = resume.and_then(|resume| resume.holds);
+        state.globals.returned(holds);
         let newest = state.adapter.clone().filter(|(round, _)| holds.is_none_or(|holds| holds < *round));
         let adopt = newest.map(|(round, state)| Command::Adopt { round, state });
         let words = [state.settled.clone(), state.finish.clone()].into_iter().flatten();
@@ -116,6 +125,20 @@ impl Seat {
             updated: state.order.updated(),
             away: state.away_since.take().map(|since| since.elapsed()),
         })
+    }
+
+    /// The frame of a global adapter for the connection of a visit; `None` where that is not the client's any more.
+    pub fn pack(&self, visit: u64, round: RoundId, base: &BaseHash, part: AdapterState) -> Result<Option<AdapterFrame>, AdapterFrameError> {
+        let mut state = self.lock();
+        if state.visit != visit {
+            return Ok(None);
+        }
+        state.globals.pack(round, base, part).map(Some)
+    }
+
+    /// The client's update itself, where it came as a difference.
+    pub fn restored(&self, frame: AdapterFrame) -> Result<AdapterFrame, AdapterFrameError> {
+        frame.restored(self.lock().globals.held())
     }
 
     /// The connection of a visit is lost. Says whether it was the client's last one.
@@ -194,7 +217,14 @@ impl Roster {
     }
 
     /// The seat of a client, and whether it is a new one; or why it has none. `order` is that of its session, which has said Hello.
-    pub async fn enter(&self, peer: PeerId, hello: &Hello, order: ServerSession) -> Result<(Arc<Seat>, bool), String> {
+    /// What its tensors travel in is asked for when it has an index.
+    pub async fn enter(
+        &self,
+        peer: PeerId,
+        hello: &Hello,
+        order: ServerSession,
+        encodings: impl FnOnce(u32) -> Encodings,
+    ) -> Result<(Arc<Seat>, bool), String> {
         let cleared = async {
             loop {
                 let left = self.left.notified();
@@ -216,6 +246,7 @@ impl Roster {
         let mut seats = self.lock();
         let taken = |index: u32| seats.values().any(|seat| seat.client == index);
         let client = self.index_for(peer, taken).ok_or_else(|| format!("the run has all its {} clients", self.clients_max))?;
+        let encodings = encodings(client);
         let state = State {
             order,
             known: false,
@@ -227,8 +258,9 @@ impl Roster {
             adapter: None,
             settled: None,
             finish: None,
+            globals: GlobalSender::new(encodings.adapters),
         };
-        let seat = Arc::new(Seat { peer, client, hello: hello.clone(), sent: Mutex::default(), state: Mutex::new(state) });
+        let seat = Arc::new(Seat { peer, client, hello: hello.clone(), encodings, state: Mutex::new(state) });
         seats.insert(peer, seat.clone());
         Ok((seat, true))
     }

@@ -14,8 +14,8 @@ use crate::prepare::rectangle;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link, StepStream};
 use cutlayer_wire::{
-    AdapterFrame, AdapterLimits, AdapterState, Encoding, Frame, FrameFlags, FrameKind, FrameLimits, Message, Pipeline, ServerSession,
-    SessionError, SessionEvent, Weighting,
+    AdapterLimits, AdapterState, Frame, FrameFlags, FrameKind, FrameLimits, Message, Pipeline, ServerSession, SessionError, SessionEvent,
+    Weighting,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -97,10 +97,9 @@ impl Session {
                 Command::Say(message) => speaker.send(&message).await?,
                 Command::Adopt { round, state } => {
                     let part: AdapterState = self.keys.iter().filter_map(|key| Some((key.clone(), state.get(key)?.clone()))).collect();
-                    if self.hub.adapters != Encoding::F32 {
-                        *self.seat.sent.lock().expect("no holder of this lock panics") = Some((round, part.clone()));
+                    if let Some(frame) = self.seat.pack(self.visit, round, &self.hub.base, part)? {
+                        self.link.send_adapter(&frame).await?;
                     }
-                    self.link.send_adapter(&AdapterFrame::new(round, 0.0, &self.hub.base, part)).await?;
                 }
             }
         }
@@ -271,7 +270,8 @@ impl Session {
             true,
             crate::prepare::classes(&self.hub.plan.task),
         )?;
-        let limits = AdapterLimits::encoded(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum(), self.hub.adapters);
+        let limits =
+            AdapterLimits::encoded(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum(), self.seat.encodings.adapters);
         loop {
             let frame = self.link.recv_adapter(&limits).await?;
             let (client, round) = (self.seat.client, frame.round);
@@ -280,7 +280,7 @@ impl Session {
             let told = self.place_to_tell().await?;
             match self.ordered(|order| order.update(round))? {
                 SessionEvent::Update { .. } => {
-                    let mut frame = self.restored(frame)?;
+                    let mut frame = self.seat.restored(frame)?;
                     let seen = match self.hub.plan.weighting {
                         Weighting::Tokens => work.scored.unwrap_or(work.tokens) as f64,
                         Weighting::Samples => work.sequences as f64,
@@ -295,15 +295,10 @@ impl Session {
         }
     }
 
-    /// The update itself, where it came as a difference.
-    fn restored(&self, frame: AdapterFrame) -> Result<AdapterFrame, NodeError> {
-        let sent = self.seat.sent.lock().expect("no holder of this lock panics");
-        Ok(frame.restored(sent.as_ref().map(|(round, state)| (*round, state)))?)
-    }
-
     fn limits(&self) -> FrameLimits {
         let tokens_max = self.hub.plan.batch.batch_tokens_max();
-        FrameLimits::new(self.hub.spec.hidden as u32, tokens_max, tokens_max).encoded(self.hub.encodings.0, self.hub.encodings.1)
+        FrameLimits::new(self.hub.spec.hidden as u32, tokens_max, tokens_max)
+            .encoded(self.seat.encodings.activations, self.seat.encodings.gradients)
     }
 
     /// Asks the order of the session, as long as this is the client's connection.

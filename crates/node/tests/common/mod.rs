@@ -82,6 +82,7 @@ pub fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
         round_deadline: Duration::from_secs(20),
         reconnect: Duration::from_secs(1),
         state: None,
+        auto: None,
         activations: Encoding::F32,
         gradients: Encoding::F32,
         adapters: Encoding::F32,

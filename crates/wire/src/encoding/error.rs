@@ -9,7 +9,7 @@ pub enum EncodingError {
     /// A name that no encoding has.
     #[error(
         "no encoding is called {found:?}: write f32, bf16, f16, int8, int4 or int4/64 (groups of 64 features), and after it any of \
-         +hadamard, +stochastic, +topk=0.05, +proj=64, +zstd, +delta, +moved=0.05"
+         +hadamard, +stochastic, +topk=0.05, +proj=64, +feedback, +zstd, +delta, +moved=0.05"
     )]
     UnknownName {
         /// The name given.
@@ -39,11 +39,15 @@ pub enum EncodingError {
         /// What to write.
         remedy: String,
     },
-    /// An encoding that remembers samples, where none are known.
-    #[error("{encoding} is for activations alone: gradients and updates are of no sample that could come by again; drop delta or moved")]
+    /// An encoding that remembers what such a tensor has no use for.
+    #[error("{encoding} is nothing for {what}: {remedy}")]
     Remembers {
         /// The encoding.
         encoding: Encoding,
+        /// What was to travel in it.
+        what: &'static str,
+        /// What to write.
+        remedy: &'static str,
     },
     /// Values that are not whole rows.
     #[error("{values} values are not whole rows of {columns}")]

@@ -15,6 +15,9 @@ const HADAMARD: u8 = 1;
 const STOCHASTIC: u8 = 2;
 const ZSTD: u8 = 4;
 const DELTA: u8 = 8;
+const FEEDBACK: u8 = 16;
+/// Every stage there is.
+const STAGES: u8 = HADAMARD | STOCHASTIC | ZSTD | DELTA | FEEDBACK;
 
 impl Encoding {
     /// Bytes of its binary form.
@@ -28,8 +31,9 @@ impl Encoding {
             Values::F16 => 2,
             Values::Int(bits) => INT + bits,
         };
-        let flag = |on: bool, bit: u8| if on { bit } else { 0 };
-        let stages = flag(self.hadamard, HADAMARD) | flag(self.stochastic, STOCHASTIC) | flag(self.zstd, ZSTD) | flag(self.delta, DELTA);
+        let stages =
+            [(self.hadamard, HADAMARD), (self.stochastic, STOCHASTIC), (self.zstd, ZSTD), (self.delta, DELTA), (self.feedback, FEEDBACK)];
+        let stages = stages.into_iter().fold(0, |stages, (on, bit)| if on { stages | bit } else { stages });
         let [group, top, projection, moved] = [self.group, self.top, self.projection, self.moved].map(u16::to_le_bytes);
         let mut bytes = [0; Self::BYTES];
         let fields = [[values, stages], group, top, projection, moved];
@@ -57,9 +61,10 @@ impl Encoding {
             stochastic: stages & STOCHASTIC != 0,
             zstd: stages & ZSTD != 0,
             delta: stages & DELTA != 0,
+            feedback: stages & FEEDBACK != 0,
         };
         match encoding.consistent() {
-            Ok(()) if stages <= HADAMARD | STOCHASTIC | ZSTD | DELTA && spare == [0; 2] => Ok(encoding),
+            Ok(()) if stages & !STAGES == 0 && spare == [0; 2] => Ok(encoding),
             _ => Err(unknown),
         }
     }
@@ -84,6 +89,8 @@ impl Encoding {
             (self.delta || self.moved == 0, "only differences tell what moved: write int4/64+moved=0.05"),
             (self.moved <= TOP_ALL, "moved is a share of a token's norm, up to 1: write moved=0.05"),
             (self.projection == 0 || !self.hadamard, "a projection rotates already: drop hadamard"),
+            (!self.feedback || !self.delta, "differences make up for what was left out already: drop feedback"),
+            (!self.feedback || !self.is_lossless(), "f32 leaves nothing out that could be fed back: drop feedback"),
         ];
         match rules.into_iter().find(|(holds, _)| !holds) {
             None => Ok(()),
@@ -101,6 +108,7 @@ impl Encoding {
                 "stochastic" => set(&mut self.stochastic),
                 "zstd" => set(&mut self.zstd),
                 "delta" => set(&mut self.delta),
+                "feedback" => set(&mut self.feedback),
                 _ => false,
             },
             Some(("topk", share)) => number(&mut self.top, share_of(share)?),
@@ -172,6 +180,7 @@ impl fmt::Display for Encoding {
         if self.projection > 0 {
             text += &format!("+proj={}", self.projection);
         }
+        text += if self.feedback { "+feedback" } else { "" };
         text += if self.zstd { "+zstd" } else { "" };
         match (self.delta, self.moved) {
             (false, _) => {}

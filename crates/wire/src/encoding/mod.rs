@@ -4,11 +4,12 @@
 //! `[tokens, hidden]`, and does every row alike, in this order: a projection or the choice of the largest entries, a rotation,
 //! integers with a scale or floats, the rows that are not zero, and a lossless stage.
 //!
-//! Host-side reference implementations, with no state and no clock; a device may produce the same bytes itself. The same values
+//! Host-side reference implementations, with no state and no clock; what a device may do in their place is in `device.rs`. The same values
 //! and seed give the same bytes everywhere. Reading is total: any bytes give values or a typed error, and nothing is allocated
 //! beyond what the shape allows.
 
 mod bits;
+mod device;
 mod error;
 mod form;
 mod hadamard;
@@ -21,8 +22,11 @@ mod random;
 mod rows;
 mod top;
 
+pub use device::DevicePart;
 pub use error::EncodingError;
 pub use part::EncodingPart;
+
+use std::borrow::Cow;
 
 use plain::{PlainF32, RoundedBf16, RoundedF16};
 use projection::Projected;
@@ -50,6 +54,17 @@ enum Values {
     Int(u8),
 }
 
+/// What travels in an encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// Hidden states, of samples that come by again.
+    Activations,
+    /// Their gradients.
+    Gradients,
+    /// Updates of an adapter.
+    Adapters,
+}
+
 /// Which encoding a tensor travels in.
 ///
 /// Made from its name, `int4/64+hadamard` for one, or from its eight bytes; either way only combinations that can be computed
@@ -70,6 +85,8 @@ pub struct Encoding {
     delta: bool,
     /// Of differences: the share of its norm that a token must have moved by to travel, in parts of `TOP_ALL`.
     moved: u16,
+    /// Whether the sender adds what it left out of a sample to that sample's next tensor.
+    feedback: bool,
 }
 
 impl Encoding {
@@ -84,6 +101,7 @@ impl Encoding {
         zstd: false,
         delta: false,
         moved: 0,
+        feedback: false,
     };
     /// Two bytes a value: the upper half of an f32, rounded to nearest even.
     pub const BF16: Self = Self { values: Values::Bf16, ..Self::F32 };
@@ -101,12 +119,33 @@ impl Encoding {
 
     /// What each tensor is written in where nothing is remembered: this encoding, or that of its differences.
     pub fn forgetful(self) -> Self {
-        Self { delta: false, moved: 0, ..self }
+        Self { delta: false, moved: 0, feedback: false, ..self }
+    }
+
+    /// Whether the sender adds what it left out of a sample to that sample's next tensor; the receiver reads it like any other.
+    pub fn feeds_back(self) -> bool {
+        self.feedback
     }
 
     /// The share of its norm that a token must have moved by to travel, where samples travel as differences.
     pub fn differences(self) -> Option<f32> {
         self.delta.then_some(f32::from(self.moved) / f32::from(TOP_ALL))
+    }
+
+    /// Refuses a memory that does not go with what travels.
+    pub fn check_carries(self, what: Carried) -> Result<(), EncodingError> {
+        let refuse = |what, remedy| Err(EncodingError::Remembers { encoding: self, what, remedy });
+        match what {
+            // The last visit's leftovers belong to weights that have moved on; a difference makes up for them.
+            Carried::Activations if self.feedback => refuse("activations", "write delta in place of feedback"),
+            Carried::Gradients if self.delta => {
+                refuse("gradients", "they are unlike at every visit; write feedback in place of delta or moved")
+            }
+            Carried::Adapters if self.delta || self.feedback => {
+                refuse("updates", "they are differences from the global adapter already; drop delta, moved and feedback")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a width that the encoding cannot do, in words that say which it can.
@@ -161,21 +200,29 @@ impl Encoding {
         if !values.len().is_multiple_of(columns) {
             return Err(EncodingError::Shape { values: values.len(), columns });
         }
-        let bytes = rows::write(codec.as_mut(), values, columns);
-        Ok(if self.zstd { lossless::pack(&bytes, self.value_width()) } else { bytes })
+        Ok(self.pack(rows::write(codec.as_mut(), values, columns)))
     }
 
     /// The values in `bytes`, which must be `rows` rows of `columns`.
     pub fn decode(self, bytes: &[u8], rows: usize, columns: usize) -> Result<Vec<f32>, EncodingError> {
         // No row is rounded when it is read, so the seed does not matter.
         let mut codec = self.codec(columns, 0)?;
-        if !self.zstd {
-            return rows::read(self, codec.as_mut(), bytes, (rows, columns));
-        }
-        let bytes_max = rows.saturating_mul(codec.row_bytes());
-        let corrupt = |reason| EncodingError::Corrupt { encoding: self, reason };
-        let payload = lossless::unpack(bytes, self.value_width(), bytes_max).map_err(corrupt)?;
+        let payload = self.unpack(bytes, rows.saturating_mul(codec.row_bytes()))?;
         rows::read(self, codec.as_mut(), &payload, (rows, columns))
+    }
+
+    /// The lossless stage, where there is one.
+    fn pack(self, payload: Vec<u8>) -> Vec<u8> {
+        if self.zstd { lossless::pack(&payload, self.value_width()) } else { payload }
+    }
+
+    /// Undoes [`Encoding::pack`] for a payload of at most `bytes_max`.
+    fn unpack(self, bytes: &[u8], bytes_max: usize) -> Result<Cow<'_, [u8]>, EncodingError> {
+        if !self.zstd {
+            return Ok(bytes.into());
+        }
+        let corrupt = |reason| EncodingError::Corrupt { encoding: self, reason };
+        Ok(lossless::unpack(bytes, self.value_width(), bytes_max).map_err(corrupt)?.into())
     }
 
     /// Features of a row after a projection.

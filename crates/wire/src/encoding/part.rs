@@ -30,11 +30,13 @@ pub enum EncodingPart {
     Zstd,
     /// Differences from a sample's last visit, and tokens that did not move.
     Delta,
+    /// What was left out of a sample, added to its next tensor.
+    Feedback,
 }
 
 impl EncodingPart {
     /// Every part this build can read and write.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::Bf16,
         Self::F16,
@@ -45,6 +47,7 @@ impl EncodingPart {
         Self::Projection,
         Self::Zstd,
         Self::Delta,
+        Self::Feedback,
     ];
 }
 
@@ -61,6 +64,7 @@ impl fmt::Display for EncodingPart {
             Self::Projection => "proj",
             Self::Zstd => "zstd",
             Self::Delta => "delta",
+            Self::Feedback => "feedback",
         })
     }
 }
@@ -81,6 +85,7 @@ impl Encoding {
             (self.projection > 0, EncodingPart::Projection),
             (self.zstd, EncodingPart::Zstd),
             (self.delta, EncodingPart::Delta),
+            (self.feedback, EncodingPart::Feedback),
         ];
         std::iter::once(values).chain(stages.into_iter().filter_map(|(on, part)| on.then_some(part))).collect()
     }

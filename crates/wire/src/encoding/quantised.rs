@@ -98,13 +98,17 @@ impl RowCodec for Quantised {
 }
 
 /// Half the codes: those below it are negative multiples.
-fn half_of(bits: u8) -> f32 {
+pub(super) fn half_of(bits: u8) -> f32 {
     (1_u32 << (bits - 1)) as f32
 }
 
 /// The signed scale of a group; NaN where a value is not finite.
 fn scale_of(values: &[f32], half: f32, by_chance: bool) -> bf16 {
-    let Some((high, low)) = extremes(values) else { return bf16::NAN };
+    extremes(values).map_or(bf16::NAN, |extremes| scale_between(extremes, half, by_chance))
+}
+
+/// The signed scale of values that reach so far above and below zero.
+pub(super) fn scale_between((high, low): (f32, f32), half: f32, by_chance: bool) -> bf16 {
     // Rounding to nearest may go half a code beyond the last one; rounding by chance may not.
     let slack = if by_chance { 0.0 } else { 0.5 };
     let (far, near, sign) = if high > low { (high, low, 0x8000) } else { (low, high, 0) };

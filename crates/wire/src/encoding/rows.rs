@@ -22,8 +22,13 @@ pub(super) trait RowCodec {
 
 /// The payload of whole rows of `columns`.
 pub(super) fn write(codec: &mut dyn RowCodec, values: &[f32], columns: usize) -> Vec<u8> {
-    let (rows, row_bytes) = (values.len() / columns, codec.row_bytes());
     let present: Vec<bool> = values.chunks_exact(columns).map(|row| row.iter().any(|value| *value != 0.0)).collect();
+    frame(&present, codec.row_bytes(), |index, bytes| codec.write(index, &values[index * columns..][..columns], bytes))
+}
+
+/// The payload of rows, some of which are zero: `write` fills the bytes of the row that it is given the index of.
+pub(super) fn frame(present: &[bool], row_bytes: usize, mut write: impl FnMut(usize, &mut [u8])) -> Vec<u8> {
+    let rows = present.len();
     let count = present.iter().filter(|present| **present).count();
     let bitmap_bytes = rows.div_ceil(8);
     let sparse = bitmap_bytes + count * row_bytes < rows * row_bytes;
@@ -35,10 +40,8 @@ pub(super) fn write(codec: &mut dyn RowCodec, values: &[f32], columns: usize) ->
             bitmap[index / 8] |= 1 << (index % 8);
         }
     }
-    let travelling = values.chunks_exact(columns).enumerate().filter(|(index, _)| !sparse || present[*index]);
-    for ((index, row), bytes) in travelling.zip(body.chunks_exact_mut(row_bytes)) {
-        codec.write(index, row, bytes);
-    }
+    let travelling = (0..rows).filter(|index| !sparse || present[*index]);
+    travelling.zip(body.chunks_exact_mut(row_bytes)).for_each(|(index, bytes)| write(index, bytes));
     bytes
 }
 
@@ -49,7 +52,24 @@ pub(super) fn read(
     bytes: &[u8],
     (rows, columns): (usize, usize),
 ) -> Result<Vec<f32>, EncodingError> {
-    let row_bytes = codec.row_bytes();
+    let mut values = Vec::new();
+    unframe(encoding, codec.row_bytes(), bytes, (rows, columns), |row, bytes| {
+        // Only now is the length known to be that of such a tensor.
+        values.resize(rows * columns, 0.0);
+        codec.read(bytes, &mut values[row * columns..][..columns])
+    })?;
+    values.resize(rows * columns, 0.0);
+    Ok(values)
+}
+
+/// Gives `read` each row of a payload that is there, with its index; the others are zero.
+pub(super) fn unframe(
+    encoding: Encoding,
+    row_bytes: usize,
+    bytes: &[u8],
+    (rows, columns): (usize, usize),
+    mut read: impl FnMut(usize, &[u8]) -> Result<(), &'static str>,
+) -> Result<(), EncodingError> {
     let corrupt = |reason| EncodingError::Corrupt { encoding, reason };
     let wrong_length = || EncodingError::Length {
         encoding,
@@ -58,7 +78,7 @@ pub(super) fn read(
         bytes: bytes.len() as u64,
         bytes_max: (rows as u64).saturating_mul(row_bytes as u64),
     };
-    let (Some(whole), Some(count)) = (rows.checked_mul(row_bytes), rows.checked_mul(columns)) else { return Err(wrong_length()) };
+    let (Some(whole), Some(_)) = (rows.checked_mul(row_bytes), rows.checked_mul(columns)) else { return Err(wrong_length()) };
     let (bitmap, body) =
         if bytes.len() == whole { (&[][..], bytes) } else { bytes.split_at_checked(rows.div_ceil(8)).ok_or_else(wrong_length)? };
     let present = |index: usize| bitmap.is_empty() || bitmap[index / 8] >> (index % 8) & 1 == 1;
@@ -69,10 +89,6 @@ pub(super) fn read(
     if bitmap.last().is_some_and(|last| rows % 8 > 0 && last >> (rows % 8) != 0) {
         return Err(corrupt("its bitmap has rows beyond the tensor"));
     }
-    let mut values = vec![0.0; count];
-    let travelling = values.chunks_exact_mut(columns).enumerate().filter(|(index, _)| present(*index));
-    for ((_, row), bytes) in travelling.zip(body.chunks_exact(row_bytes)) {
-        codec.read(bytes, row).map_err(corrupt)?;
-    }
-    Ok(values)
+    let mut travelling = (0..rows).filter(|index| present(*index)).zip(body.chunks_exact(row_bytes));
+    travelling.try_for_each(|(index, bytes)| read(index, bytes)).map_err(corrupt)
 }
