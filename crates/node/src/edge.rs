@@ -3,11 +3,13 @@
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use crate::answers::Answers;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
-use crate::phases::{Phase, PhaseClock, Phases};
+use crate::phases::{PhaseClock, Phases};
 use crate::side::load_whole;
 use crate::visits::receiver;
 use cutlayer_federation::{Source, Update};
@@ -38,6 +40,8 @@ struct Seat {
     gone: bool,
     /// The round it trains; `None` once that is closed, or before the first.
     round: Option<RoundId>,
+    /// Whether its update of that round is in: no step that is still under way changes what belongs to it.
+    updated: bool,
     /// U-shaped steps between Hidden and Gradient.
     doing: BTreeMap<StepId, Rows>,
     /// Steps of which some micro-batches' gradients wait for the others'.
@@ -163,6 +167,7 @@ impl Edge {
             work: Work::default(),
             gone: false,
             round: None,
+            updated: false,
             doing: BTreeMap::new(),
             begun: BTreeMap::new(),
             answers: Answers::default(),
@@ -207,13 +212,16 @@ impl Edge {
         if let Some(seat) = self.seats.get_mut(&client) {
             seat.work = Work::default();
             seat.round = Some(round);
+            seat.updated = false;
             seat.answers.clear();
         }
     }
 
-    /// What a client did since.
-    pub fn work(&self, client: u32) -> Work {
-        self.seats.get(&client).map(|seat| seat.work).unwrap_or_default()
+    /// A client's update of a round is here: its steps are over. Returns what it did in them.
+    pub fn end_round(&mut self, client: u32, round: RoundId) -> Work {
+        let Some(seat) = self.seats.get_mut(&client) else { return Work::default() };
+        seat.updated |= seat.round == Some(round);
+        seat.work
     }
 
     /// Installs the global adapter that `round` left, everywhere. Steps of that round that still wait come too late.

@@ -2,105 +2,21 @@
 //! Method: a server and clients in one process over loopback QUIC, on a model drawn from a seed.
 #![allow(clippy::unwrap_used)]
 
-use cutlayer_data::{Record, train_tokenizer};
-use cutlayer_model::{DeviceChoice, ExportDtype, PeftFolder, Pretrainer, write_model};
+mod common;
+
+use common::{BLOCKS, Ground, ROUNDS, assert_same, ground, plan, serve_config, texts};
+use cutlayer_model::PeftFolder;
 use cutlayer_node::{
     CentralConfig, CentralReport, ClientData, ComputeConfig, Event, EventSink, JoinConfig, JoinReport, NodeError, ServeConfig, ServeReport,
     Stop, central, join, no_events, serve,
 };
 use cutlayer_transport::{AllowList, Identity, LinkConfig, connect};
-use cutlayer_wire::{
-    AdapterState, BatchSpec, CutPoint, Encoding, Layout, LoraSpec, OptimizerKind, OptimizerSpec, PeerId, Plan, Schedule, ServerAdapters,
-    StepOrder, Task, Weighting,
-};
+use cutlayer_wire::{AdapterState, CutPoint, Encoding, OptimizerKind, PeerId, Plan, ServerAdapters, StepOrder, Weighting};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio::sync::oneshot;
-
-const ROUNDS: u32 = 2;
-const BLOCKS: u16 = 3;
-
-/// A model folder with a tokenizer, and a run's folder.
-struct Ground {
-    model: TempDir,
-    run: TempDir,
-}
-
-fn texts(client: usize) -> Vec<Record> {
-    (0..12).map(|i| Record::text(format!("client {client} counts {i} and then {} sheep by the river", i * 3 + client))).collect()
-}
-
-fn ground() -> Ground {
-    let (model, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let all: Vec<String> = (0..40).map(|i| format!("client {} counts {i} and then sheep by the river {i}", i % 3)).collect();
-    train_tokenizer(all.iter().map(String::as_str), 300, model.path()).unwrap();
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true
-    });
-    let weights = Pretrainer::new(&config, 3, &DeviceChoice::Cpu.open().unwrap()).unwrap().weights();
-    let scaled = weights.into_iter().map(|(name, mut tensor)| {
-        tensor.values.iter_mut().for_each(|value| *value *= if tensor.shape.len() == 2 { 5.0 } else { 1.0 });
-        (name, tensor)
-    });
-    write_model(model.path(), &config, scaled, ExportDtype::F32).unwrap();
-    Ground { model, run }
-}
-
-fn plan() -> Plan {
-    Plan {
-        task: Task::CausalLm,
-        adapter: LoraSpec { rank: 4, alpha: 8.0, rslora: false, dropout: 0.0, targets: vec!["q_proj".into(), "v_proj".into()] },
-        optimizer: OptimizerSpec {
-            kind: OptimizerKind::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-            learning_rate: 0.02,
-            schedule: Schedule::Constant,
-            warmup_steps: 0,
-            clip_norm: None,
-            reset_each_round: false,
-        },
-        batch: BatchSpec { sequences: 4, tokens_max: 32, layout: Layout::Padded, group_by_length: false },
-        rounds: ROUNDS,
-        local_steps: 3,
-        seed: 9,
-        server_adapters: ServerAdapters::PerClient,
-        step_order: StepOrder::Arrival,
-        weighting: Weighting::Tokens,
-        evaluate_every: 1,
-        pipeline: cutlayer_wire::Pipeline::SEQUENTIAL,
-    }
-}
-
-fn serve_config(ground: &Ground, plan: &Plan, clients: u32) -> ServeConfig {
-    ServeConfig {
-        listen: ([127, 0, 0, 1], 0).into(),
-        model: ground.model.path().into(),
-        compute: ComputeConfig::default(),
-        plan: plan.clone(),
-        aggregator: "fedavg".into(),
-        starting_adapter: None,
-        clients_expected: clients,
-        clients_per_round: 0,
-        updates_min: clients,
-        join_deadline: Duration::from_secs(20),
-        round_deadline: Duration::from_secs(20),
-        reconnect: Duration::from_secs(1),
-        state: None,
-        activations: Encoding::F32,
-        gradients: Encoding::F32,
-        adapters: Encoding::F32,
-        first_block: 0,
-        head: true,
-        link: LinkConfig::default(),
-        out: ground.run.path().join("adapter"),
-        phases: false,
-        batch_bytes_max: 1 << 30,
-    }
-}
 
 /// A server under way.
 struct Running {
@@ -159,8 +75,18 @@ impl Running {
 
 /// Runs `plan` with one client at each of `cuts`; returns the adapter, the server's report and what happened.
 async fn run(plan: &Plan, cuts: &[(u16, Option<u16>)]) -> (AdapterState, ServeReport, Vec<Event>, Vec<JoinReport>) {
+    run_in(1 << 30, plan, cuts).await
+}
+
+/// The same with so many bytes for the tapes of a batch.
+async fn run_in(
+    batch_bytes_max: u64,
+    plan: &Plan,
+    cuts: &[(u16, Option<u16>)],
+) -> (AdapterState, ServeReport, Vec<Event>, Vec<JoinReport>) {
     let ground = ground();
-    let running = start(&ground, serve_config(&ground, plan, cuts.len() as u32), cuts.len()).await;
+    let config = ServeConfig { batch_bytes_max, ..serve_config(&ground, plan, cuts.len() as u32) };
+    let running = start(&ground, config, cuts.len()).await;
     let joins = cuts.iter().enumerate().map(|(index, &(cut, tail))| {
         let config = running.join_config(&ground, cut, tail, &format!("client-{index}"));
         let data = ClientData { train: texts(index), eval: texts(index + 10) };
@@ -212,15 +138,6 @@ fn uncut(plan: &Plan, clients: usize) -> (AdapterState, CentralReport) {
     (PeftFolder::read(&out).unwrap().1, report)
 }
 
-fn assert_same(found: &AdapterState, expected: &AdapterState, tolerance: f32, what: &str) {
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    for (key, tensor) in found {
-        let scale = expected[key].values.iter().fold(1e-12f32, |scale, v| scale.max(v.abs()));
-        let worst = tensor.values.iter().zip(&expected[key].values).fold(0f32, |worst, (f, e)| worst.max((f - e).abs()));
-        assert!(worst <= tolerance * scale, "{what}: {key} is off by {:e} of its scale", worst / scale);
-    }
-}
-
 /// One client, any cut, any shape: the adapter is that of the uncut model.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_client_over_the_network_is_the_uncut_model() {
@@ -257,6 +174,20 @@ async fn mixed_cuts_average_to_the_joined_step() {
     let (expected, _) = uncut(&plan, 3);
     let (state, ..) = run(&plan, &[(0, None), (2, None), (1, Some(1))]).await;
     assert_same(&state, &expected, 1e-4, "mixed cuts");
+}
+
+/// A server that computes waiting steps at once trains what one does that computes them one at a time, whatever meets in a batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_change_nothing() {
+    let mut plan = plan();
+    plan.adapter.dropout = 0.1;
+    let cuts = [(0, None), (2, None), (1, None), (1, Some(1)), (1, None)];
+    let (expected, report, ..) = run_in(0, &plan, &cuts).await;
+    for bytes_max in [60_000, 1 << 30] {
+        let (state, batched, ..) = run_in(bytes_max, &plan, &cuts).await;
+        assert_same(&state, &expected, 1e-3, "in batches");
+        assert_eq!(batched.evaluations.len(), report.evaluations.len());
+    }
 }
 
 /// Two runs of one seed leave the same bytes, with an adapter for each client and, in lockstep, with a shared one.

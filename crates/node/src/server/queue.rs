@@ -82,7 +82,7 @@ fn serve(edge: &mut Edge, line: &Mutex<Line<Asked>>, bytes_max: u64) {
     let answers = edge.open_many(batch.iter().map(|(client, asked)| (*client, asked.frame.clone())).collect());
     let took_ms = started.elapsed().as_secs_f64() * 1e3;
     let phases = edge.take_phases();
-    for ((client, asked), answer) in batch.into_iter().zip(answers) {
+    for ((_, asked), answer) in batch.into_iter().zip(answers) {
         let compute_ms = took_ms * tokens(&asked.frame) / all_tokens;
         // The asker may have gone; what it asked for is done all the same.
         let _ = asked.ran.send(Ran { outcome: answer, compute_ms, phases });
