@@ -18,6 +18,7 @@ use crate::prepare::check_encodings;
 use crate::state::{RunAbout, RunState, RunStore};
 use crate::stop::Stop;
 use crate::turn::Turns;
+use cutlayer_durable::remove_leftovers;
 use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Progress, by_name};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
@@ -162,6 +163,10 @@ pub async fn serve(
     let base = folder.base_hash()?;
     let (task, adapter) = (&config.plan.task, &config.plan.adapter);
     let store = config.state.as_deref().map(RunStore::open).transpose()?;
+    if store.is_some() && config.out.is_dir() {
+        // What a killed server left half written there.
+        remove_leftovers(&config.out).map_err(|source| NodeError::Write { path: config.out.clone(), source })?;
+    }
     let digest = digest(&config, &base);
     let begun = store.as_ref().map(|store| store.load(&digest)).transpose()?.flatten();
     let resumed = begun.is_some();

@@ -9,6 +9,7 @@ use crate::prepare::rectangle;
 use crate::side::{ClientSide, Doing};
 use crate::state::RoundStart;
 use cutlayer_data::Batch;
+use cutlayer_model::Moments;
 use cutlayer_wire::{EvalSums, Frame, FrameKind, Message, RoundId, StepId, Weighting};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -79,10 +80,12 @@ impl Client<'_> {
 
     /// Keeps where this side stands as what `round` starts from.
     async fn keep_start(&mut self, round: RoundId) -> Result<(), NodeError> {
-        let start = RoundStart {
-            batches: self.prepared.batches.state(),
-            moments: self.route.side.run("read the optimizer", |side| side.moments()).await?,
+        // Where the plan says so, the global adapter that the round begins with resets the optimizer: nothing of it is left to come back.
+        let moments = match self.agreed.plan.optimizer.reset_each_round {
+            true => Moments::new(),
+            false => self.route.side.run("read the optimizer", |side| side.moments()).await?,
         };
+        let start = RoundStart { batches: self.prepared.batches.state(), moments };
         if let Some(store) = self.store.clone() {
             let kept = start.clone();
             let saved = tokio::task::spawn_blocking(move || store.save(round, kept)).await;

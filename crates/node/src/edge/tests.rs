@@ -2,6 +2,7 @@
 //! of mixed cuts, one of them U-shaped, one that scores, one that repeats a step and one that sends nonsense; together and one at a time.
 
 use super::Edge;
+use crate::auto::Encodings;
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use cutlayer_model::{DeviceChoice, ExportDtype, ModelFolder, Pretrainer, lora, read_spec, write_model};
@@ -59,10 +60,10 @@ fn edge() -> Edge {
     let folder = ModelFolder::open(folder.path()).expect("a model");
     let spec = read_spec(&folder).expect("a spec");
     let global = lora::initial(&lora::shapes(&spec, &plan().adapter, 0..BLOCKS, true, 0).expect("targets"), 9);
-    let encodings = (Encoding::F32, Encoding::F32);
-    let mut edge = Edge::load(&folder, (ComputeConfig::default(), &device), plan(), encodings, 0, true, global).expect("an edge");
+    let encodings = Encodings { activations: Encoding::F32, gradients: Encoding::F32, adapters: Encoding::F32 };
+    let mut edge = Edge::load(&folder, (ComputeConfig::default(), &device), plan(), 0, true, global).expect("an edge");
     for (client, (cut, tail)) in (0..).zip(CLIENTS) {
-        edge.seat(client, peer(client), cut, tail).expect("a seat");
+        edge.seat(client, peer(client), (cut, tail), encodings).expect("a seat");
         edge.begin_round(client, ROUND);
     }
     edge
