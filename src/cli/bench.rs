@@ -76,6 +76,9 @@ struct StepArgs {
     /// Projections with an adapter, separated by commas; without it, the two or one that PEFT takes for the family
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Vec<String>,
+    /// Change a key of the run file that this makes: a link, an encoding, a pipeline (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Also write the result here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -151,6 +154,7 @@ fn step(args: StepArgs, output: &Output, threads: usize) -> anyhow::Result<Exit>
         checkpointing: args.checkpointing,
         rank: args.rank,
         targets: args.targets,
+        overrides: args.set,
     };
     let program = std::env::current_exe().context("cannot find the cutlayer binary that children are started from")?;
     let options = BenchOptions { program, show: output.show(), threads };

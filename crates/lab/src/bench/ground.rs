@@ -54,7 +54,7 @@ pub(super) fn prepare(bench: &StepBench) -> Result<Ground, LabError> {
     fs::write(&data, records(bench, batches, classify)).map_err(LabError::write(&data))?;
     let file = folder.path().join("bench.toml");
     fs::write(&file, run_file(bench, &model, &targets, classify, &data)).map_err(LabError::write(&file))?;
-    Ok(Ground { config: RunConfig::load(&file, &[])?, folder, spec, targets })
+    Ok(Ground { config: RunConfig::load(&file, &bench.overrides)?, folder, spec, targets })
 }
 
 /// Steps to run so that `warmup + steps` of them have a whole batch.
@@ -191,6 +191,7 @@ mod tests {
             checkpointing: false,
             rank: 4,
             targets: vec![],
+            overrides: vec![],
         }
     }
 

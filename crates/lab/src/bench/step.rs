@@ -48,6 +48,8 @@ pub struct StepBench {
     pub rank: u32,
     /// Projections with an adapter; empty for those that PEFT takes for the family.
     pub targets: Vec<String>,
+    /// Keys of the run file that differ from what the above makes of it, as `--set` has them: a link, an encoding, a pipeline.
+    pub overrides: Vec<String>,
 }
 
 /// How it is measured.
@@ -165,6 +167,7 @@ mod tests {
             checkpointing: false,
             rank: 8,
             targets,
+            overrides: vec![],
         }
     }
 

@@ -222,7 +222,7 @@ impl Roster {
         &self,
         peer: PeerId,
         hello: &Hello,
-        order: ServerSession,
+        mut order: ServerSession,
         encodings: impl FnOnce(u32) -> Encodings,
     ) -> Result<(Arc<Seat>, bool), String> {
         let cleared = async {
@@ -245,6 +245,8 @@ impl Roster {
         }
         let mut seats = self.lock();
         let taken = |index: u32| seats.values().any(|seat| seat.client == index);
+        // It is as good as welcomed: the coordinator may have words for it before its Welcome is on the way, and Welcome says what they were.
+        order.resume();
         let client = self.index_for(peer, taken).ok_or_else(|| format!("the run has all its {} clients", self.clients_max))?;
         let encodings = encodings(client);
         let state = State {
