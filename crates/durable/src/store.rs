@@ -1,4 +1,4 @@
-//! A folder of checkpoints, for one process: the newest of each name and the one before it.
+//! A folder of checkpoints, for one process: the newest of each name and two before it.
 //!
 //! Nothing good is removed before something better is on the disk.
 
@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 const LOCK_FILE: &str = ".lock";
 /// How names of checkpoints end.
 const SUFFIX: &str = ".safetensors";
+
+/// Checkpoints kept of a name. Two that answer to each other, a server's and a client's, may each lose its newest; what they then go
+/// back to has to be there on both sides.
+const KEPT: usize = 3;
 
 /// A folder of checkpoints, locked against other processes until this is dropped or its process dies.
 #[derive(Debug)]
@@ -38,7 +42,7 @@ impl Store {
         Ok(Self { folder: folder.into(), _lock: lock })
     }
 
-    /// Keeps a checkpoint, on the disk when this returns, and of the others of that name only the one before it.
+    /// Keeps a checkpoint, on the disk when this returns, and of the others of that name the two before it.
     ///
     /// Those with a higher number are of a future that will not be, since somebody went back to before them: they go first, so
     /// that no crash brings them back. An error leaves every lower one as it was.
@@ -60,7 +64,7 @@ impl Store {
         }
         let mut out = DurableFile::create(&file).map_err(failed)?;
         write(&mut out, &header, &saved.tensors).and_then(|()| out.commit()).map_err(failed)?;
-        for other in older.iter().skip(1).map(|other| self.file(name, *other)) {
+        for other in older.iter().skip(KEPT - 1).map(|other| self.file(name, *other)) {
             // What matters is kept. The next one tries again.
             if let Err(error) = fs::remove_file(&other) {
                 tracing::warn!("cannot remove the old checkpoint {}: {error}", other.display());

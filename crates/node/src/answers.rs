@@ -38,7 +38,11 @@ impl Answers {
     /// What is known of a step that opens with `opening`; `remembered` where its payload depends on what the two sides remember, so that
     /// a sender that forgot says the same in other bytes.
     pub fn opened(&self, opening: &Frame, remembered: bool) -> Known {
-        let Some(kept) = self.kept.get(&opening.header.step) else { return Known::New };
+        let step = opening.header.step;
+        let Some(kept) = self.kept.get(&step) else {
+            let passed = self.kept.last_key_value().is_some_and(|(newest, _)| step < *newest);
+            return if passed { Known::Refused("a later step of this client came before it") } else { Known::New };
+        };
         if kept.asked != asked(opening, remembered) {
             return Known::Refused("this step came before with other contents: the client did not resume where it was");
         }

@@ -137,6 +137,7 @@ pub async fn join(
         values,
         globals,
         starts: BTreeMap::new(),
+        stands_at: None,
         store: store.map(Arc::new),
         sent: None,
         earlier_bytes: (0, 0),
@@ -198,6 +199,8 @@ struct Client<'a> {
     globals: GlobalReceiver,
     /// What the last rounds started from.
     starts: BTreeMap<RoundId, RoundStart>,
+    /// The one of them that is as this side stands now.
+    stands_at: Option<RoundId>,
     store: Option<Arc<RoundStore>>,
     /// The last update or scores, until there are others: they may have to be sent again.
     sent: Option<Sent>,

@@ -3,6 +3,8 @@
 //! Owned by the server's compute thread. Frames in, frames out; it knows no socket.
 
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use crate::answers::Answers;
 use crate::auto::Encodings;
@@ -39,6 +41,8 @@ struct Seat {
     gone: bool,
     /// The round it trains; `None` once that is closed, or before the first.
     round: Option<RoundId>,
+    /// Whether its update of that round is in: no step that is still under way changes what belongs to it.
+    updated: bool,
     /// U-shaped steps between Hidden and Gradient.
     doing: BTreeMap<StepId, Rows>,
     /// Steps of which some micro-batches' gradients wait for the others'.
@@ -160,6 +164,7 @@ impl Edge {
             work: Work::default(),
             gone: false,
             round: None,
+            updated: false,
             doing: BTreeMap::new(),
             begun: BTreeMap::new(),
             answers: Answers::default(),
@@ -205,13 +210,16 @@ impl Edge {
         if let Some(seat) = self.seats.get_mut(&client) {
             seat.work = Work::default();
             seat.round = Some(round);
+            seat.updated = false;
             seat.answers.clear();
         }
     }
 
-    /// What a client did since.
-    pub fn work(&self, client: u32) -> Work {
-        self.seats.get(&client).map(|seat| seat.work).unwrap_or_default()
+    /// A client's update of a round is here: its steps are over. Returns what it did in them.
+    pub fn end_round(&mut self, client: u32, round: RoundId) -> Work {
+        let Some(seat) = self.seats.get_mut(&client) else { return Work::default() };
+        seat.updated |= seat.round == Some(round);
+        seat.work
     }
 
     /// Installs the global adapter that `round` left, everywhere. Steps of that round that still wait come too late.

@@ -18,6 +18,7 @@ use crate::prepare::check_encodings;
 use crate::state::{RunAbout, RunState, RunStore};
 use crate::stop::Stop;
 use crate::turn::Turns;
+use cutlayer_durable::remove_leftovers;
 use cutlayer_federation::{Action, Contract, Coordinator, CoordinatorConfig, Progress, by_name};
 use cutlayer_model::spec::ModelSpec;
 use cutlayer_model::{ModelFolder, PeftConfig, PeftFolder, read_spec};
@@ -39,6 +40,8 @@ use tokio::sync::mpsc;
 const REPORTS_MAX: usize = 1024;
 /// How long clients may take to leave after the run.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);
+/// How long, where some of them are cut off at that moment.
+const RETURN_WAIT: Duration = Duration::from_secs(45);
 
 /// Everything a server needs to run a plan.
 #[derive(Clone, Debug)]
@@ -138,7 +141,7 @@ impl Hub {
         let (clients, round): (Vec<u32>, RoundId) = (train.iter().map(|(client, _)| *client).collect(), *round);
         // Only on a shared adapter does a step depend on those before it.
         if self.plan.step_order == StepOrder::Lockstep && self.plan.server_adapters == ServerAdapters::Shared {
-            self.turns.begin(clients.iter().copied());
+            self.turns.begin(round, clients.iter().copied());
         }
         (self.events)(Event::RoundStarted { round: round.0, clients: clients.clone() });
         self.edge.run("begin", move |edge| clients.into_iter().for_each(|client| edge.begin_round(client, round))).await
@@ -160,6 +163,10 @@ pub async fn serve(
     let base = folder.base_hash()?;
     let (task, adapter) = (&config.plan.task, &config.plan.adapter);
     let store = config.state.as_deref().map(RunStore::open).transpose()?;
+    if store.is_some() && config.out.is_dir() {
+        // What a killed server left half written there.
+        remove_leftovers(&config.out).map_err(|source| NodeError::Write { path: config.out.clone(), source })?;
+    }
     let digest = digest(&config, &base);
     let begun = store.as_ref().map(|store| store.load(&digest)).transpose()?.flatten();
     let resumed = begun.is_some();
@@ -225,7 +232,8 @@ pub async fn serve(
     });
     let report = ServeReport { rounds: round.0, evaluations: about.evaluations.clone(), reason: String::new() };
     let store = store.map(Arc::new);
-    let mut driver = Driver { hub, coordinator, peft, out: config.out, store, about, started: Instant::now(), report };
+    let mut driver =
+        Driver { hub, coordinator, peft, out: config.out, store, about, started: Instant::now(), report, accepted: 0, kept_clients: 0 };
     driver.keep().await?;
     driver.run(server, inbox, stop).await
 }
@@ -255,6 +263,10 @@ struct Driver {
     about: RunAbout,
     started: Instant,
     report: ServeReport,
+    /// Connections so far.
+    accepted: u64,
+    /// Clients whose index is on the disk.
+    kept_clients: usize,
 }
 
 impl Driver {
@@ -283,7 +295,17 @@ impl Driver {
                 }
             }
         }
-        self.hub.roster.wait_until_empty(LEAVE_WAIT).await;
+        // Who lost its connection around the end comes back to hear of it.
+        let wait = if self.hub.roster.is_complete() { LEAVE_WAIT } else { RETURN_WAIT };
+        let leaving = self.hub.clone();
+        let empty = leaving.roster.wait_until_empty(wait);
+        tokio::pin!(empty);
+        loop {
+            tokio::select! {
+                () = &mut empty => break,
+                link = server.accept() => self.greet(link),
+            }
+        }
         server.close().await;
         (self.hub.events)(Event::Finished { rounds: self.report.rounds, reason: self.report.reason.clone() });
         if self.about.trained == 0 && self.hub.plan.rounds > 0 && !stopped {
@@ -292,9 +314,10 @@ impl Driver {
         Ok(self.report)
     }
 
-    fn greet(&self, link: Result<cutlayer_transport::Link, cutlayer_transport::LinkError>) {
+    fn greet(&mut self, link: Result<cutlayer_transport::Link, cutlayer_transport::LinkError>) {
+        self.accepted += 1;
         match link {
-            Ok(link) => drop(tokio::spawn(session::serve_client(self.hub.clone(), link))),
+            Ok(link) => drop(tokio::spawn(session::serve_client(self.hub.clone(), link, self.accepted))),
             Err(error) => (self.hub.events)(Event::Refused { peer: String::new(), reason: error.to_string() }),
         }
     }
@@ -318,6 +341,10 @@ impl Driver {
                 }
                 self.hub.roster.remove(&peer);
             }
+            if actions.iter().any(|action| matches!(action, Action::Train { .. })) && self.kept_clients != self.hub.roster.given().len() {
+                // A server that is killed in the first round has to number its clients alike in the next start.
+                self.keep().await?;
+            }
             self.hub.begin_round(&actions).await?;
             for action in actions {
                 waiting.extend(self.perform(action).await?);
@@ -340,7 +367,10 @@ impl Driver {
             Action::Refuse { peer, round, reason } => self.settle(&peer, round, false, reason),
             Action::Reject { peer, reason } => {
                 let reason = cutlayer_wire::shorten_reason(&reason).into();
-                roster.tell(&peer, Command::Say(Box::new(Message::Refused { code: RefusalCode::Plan, reason })));
+                if let Some(client) = roster.reject(&peer, Message::Refused { code: RefusalCode::Plan, reason }) {
+                    self.hub.edge.run("unseat", move |edge| edge.unseat(client)).await?;
+                    self.hub.roster.remove(&peer);
+                }
             }
             Action::CollectServerPart { round, peers } => {
                 let peers: Vec<PeerId> = peers.into_iter().map(|(peer, _)| peer).collect();
@@ -358,7 +388,7 @@ impl Driver {
             }
             Action::Missing { round, peers, waited_ms, .. } => {
                 // In lockstep nobody waits for a step that may never come.
-                peers.iter().filter_map(|peer| roster.client(peer)).for_each(|client| self.hub.turns.leave(client));
+                peers.iter().filter_map(|peer| roster.client(peer)).for_each(|client| self.hub.turns.leave(round, client));
                 let missing = peers.iter().map(|peer| roster.name(peer)).collect();
                 (self.hub.events)(Event::Late { round: round.0, missing, waited_ms });
             }
@@ -375,6 +405,7 @@ impl Driver {
     async fn keep(&mut self) -> Result<(), NodeError> {
         let Some(store) = self.store.clone() else { return Ok(()) };
         let (progress, given) = (self.coordinator.progress(), self.hub.roster.given());
+        self.kept_clients = given.len();
         let indices = given.into_iter().map(|(peer, client)| (peer.to_hex(), client)).collect();
         let about = RunAbout { progress, indices, ..self.about.clone() };
         let global = self.coordinator.global().1.as_ref().clone();

@@ -130,16 +130,17 @@ impl RoundStore {
         Ok(Self { store: Store::open(folder)?, name: format!("round-{run:016x}-{client}") })
     }
 
-    /// What `round` started from, if this client began it before.
-    pub fn load(&self, round: RoundId) -> Result<Option<RoundStart>, NodeError> {
-        let Some((_, mut saved)) = self.store.newest::<RoundFile>(&self.name, |number| number == u64::from(round.0))? else {
+    /// What `round` starts from: what was kept of it or, where this client was not asked for some rounds, of the last one before it.
+    pub fn load(&self, round: RoundId) -> Result<Option<(RoundId, RoundStart)>, NodeError> {
+        let Some((number, mut saved)) = self.store.newest::<RoundFile>(&self.name, |number| number <= u64::from(round.0))? else {
             return Ok(None);
         };
         let moments = take_moments("own", &saved.state.steps, &mut saved.tensors);
-        Ok(Some(RoundStart { batches: saved.state.batches, moments }))
+        let of = RoundId(u32::try_from(number).unwrap_or(round.0));
+        Ok(Some((of, RoundStart { batches: saved.state.batches, moments })))
     }
 
-    /// Keeps what `round` starts from; the start of the round before is kept too.
+    /// Keeps what `round` starts from; the two before it are kept too.
     pub fn save(&self, round: RoundId, start: RoundStart) -> Result<(), NodeError> {
         let (mut tensors, mut steps) = (Tensors::new(), Steps::new());
         put_moments("own", start.moments, &mut steps, &mut tensors);
@@ -216,19 +217,20 @@ mod tests {
         assert!(refused.contains("another plan"), "{refused}");
     }
 
-    /// Goal: a client finds the rounds of its own run alone. Method: two runs, three rounds, of which two are kept.
+    /// Goal: a client finds the rounds of its own run alone. Method: two runs, four rounds, of which three are kept.
     #[test]
     fn starts_of_rounds_survive() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let start =
             |given| RoundStart { batches: BatcherState { fingerprint: "f".into(), epoch: 1, given }, moments: moments(given as f32) };
         let store = RoundStore::open(folder.path(), 7, 0).expect("a new folder");
-        for round in 1..=3 {
+        for round in 1..=4 {
             store.save(RoundId(round), start(u64::from(round))).expect("room on the disk");
         }
-        assert_eq!(store.load(RoundId(3)).expect("whole"), Some(start(3)));
-        assert_eq!(store.load(RoundId(2)).expect("whole"), Some(start(2)));
-        assert_eq!(store.load(RoundId(4)).expect("no such round"), None);
+        assert_eq!(store.load(RoundId(3)).expect("whole"), Some((RoundId(3), start(3))));
+        assert_eq!(store.load(RoundId(2)).expect("whole"), Some((RoundId(2), start(2))));
+        assert_eq!(store.load(RoundId(9)).expect("rounds without it"), Some((RoundId(4), start(4))));
+        assert_eq!(store.load(RoundId(1)).expect("three are kept"), None);
         drop(store);
         let other = RoundStore::open(folder.path(), 8, 0).expect("the same folder");
         assert_eq!(other.load(RoundId(3)).expect("another run's"), None);

@@ -75,8 +75,18 @@ impl Running {
 
 /// Runs `plan` with one client at each of `cuts`; returns the adapter, the server's report and what happened.
 async fn run(plan: &Plan, cuts: &[(u16, Option<u16>)]) -> (AdapterState, ServeReport, Vec<Event>, Vec<JoinReport>) {
+    run_in(1 << 30, plan, cuts).await
+}
+
+/// The same with so many bytes for the tapes of a batch.
+async fn run_in(
+    batch_bytes_max: u64,
+    plan: &Plan,
+    cuts: &[(u16, Option<u16>)],
+) -> (AdapterState, ServeReport, Vec<Event>, Vec<JoinReport>) {
     let ground = ground();
-    let running = start(&ground, serve_config(&ground, plan, cuts.len() as u32), cuts.len()).await;
+    let config = ServeConfig { batch_bytes_max, ..serve_config(&ground, plan, cuts.len() as u32) };
+    let running = start(&ground, config, cuts.len()).await;
     let joins = cuts.iter().enumerate().map(|(index, &(cut, tail))| {
         let config = running.join_config(&ground, cut, tail, &format!("client-{index}"));
         let data = ClientData { train: texts(index), eval: texts(index + 10) };
@@ -164,6 +174,20 @@ async fn mixed_cuts_average_to_the_joined_step() {
     let (expected, _) = uncut(&plan, 3);
     let (state, ..) = run(&plan, &[(0, None), (2, None), (1, Some(1))]).await;
     assert_same(&state, &expected, 1e-4, "mixed cuts");
+}
+
+/// A server that computes waiting steps at once trains what one does that computes them one at a time, whatever meets in a batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_change_nothing() {
+    let mut plan = plan();
+    plan.adapter.dropout = 0.1;
+    let cuts = [(0, None), (2, None), (1, None), (1, Some(1)), (1, None)];
+    let (expected, report, ..) = run_in(0, &plan, &cuts).await;
+    for bytes_max in [60_000, 1 << 30] {
+        let (state, batched, ..) = run_in(bytes_max, &plan, &cuts).await;
+        assert_same(&state, &expected, 1e-3, "in batches");
+        assert_eq!(batched.evaluations.len(), report.evaluations.len());
+    }
 }
 
 /// Two runs of one seed leave the same bytes, with an adapter for each client and, in lockstep, with a shared one.

@@ -129,18 +129,18 @@ fn a_checkpoint_of_something_else_is_refused() {
     assert!(matches!(refused("server", &folder.path().join("other")), Damage::Foreign(reason) if reason.contains("label")));
 }
 
-/// Goal: two are kept, and never fewer than one that is whole. Method: save on; go back and save from there.
+/// Goal: three are kept, and never fewer than one that is whole. Method: save on; go back and save from there.
 #[test]
-fn the_newest_and_the_one_before_it_are_kept() {
-    let folder = folder_of(&[1, 2, 9, 10]);
+fn the_newest_three_are_kept() {
+    let folder = folder_of(&[1, 2, 8, 9, 10]);
     let store = Store::open(folder.path()).expect("free");
-    assert_eq!(names(folder.path()), [".lock", "server.10.safetensors", "server.9.safetensors"]);
+    assert_eq!(names(folder.path()), [".lock", "server.10.safetensors", "server.8.safetensors", "server.9.safetensors"]);
     store.save("server", 10, &sample(11)).expect("written again");
     assert_eq!(newest(&store), Some((10, sample(11))));
     assert_eq!(store.newest::<Words>("server", |number| number < 10).expect("whole"), Some((9, sample(9))));
     store.save("client-0", 1, &sample(1)).expect("another name");
-    store.save("server", 9, &sample(8)).expect("back to before 10");
-    assert_eq!(names(folder.path()), [".lock", "client-0.1.safetensors", "server.9.safetensors"]);
+    store.save("server", 9, &sample(9)).expect("back to before 10");
+    assert_eq!(names(folder.path()), [".lock", "client-0.1.safetensors", "server.8.safetensors", "server.9.safetensors"]);
 }
 
 /// Goal: a crash between any two steps of a save leaves the last good one in force. Method: the folder as each step leaves it.
@@ -150,19 +150,20 @@ fn a_crash_between_two_steps_loses_nothing() {
     let third = fs::read(file(saved.path(), 3)).expect("there");
     // Half written, or whole and not yet renamed.
     for length in [0, 1, third.len() / 2, third.len() - 1, third.len()] {
-        let folder = folder_of(&[1, 2]);
+        let folder = folder_of(&[0, 1, 2]);
         fs::write(folder.path().join(".server.3.safetensors.4711.tmp"), &third[..length]).expect("written");
         let store = Store::open(folder.path()).expect("free");
         assert_eq!(newest(&store), Some((2, sample(2))), "{length} B were written");
-        assert_eq!(names(folder.path()), [".lock", "server.1.safetensors", "server.2.safetensors"], "swept");
+        let kept = [".lock", "server.0.safetensors", "server.1.safetensors", "server.2.safetensors"];
+        assert_eq!(names(folder.path()), kept, "swept");
     }
     // Renamed, and the oldest not yet removed.
-    let folder = folder_of(&[1, 2]);
+    let folder = folder_of(&[0, 1, 2]);
     fs::write(file(folder.path(), 3), &third).expect("written");
     let store = Store::open(folder.path()).expect("free");
     assert_eq!(newest(&store), Some((3, sample(3))));
     store.save("server", 4, &sample(4)).expect("written");
-    assert_eq!(names(folder.path()), [".lock", "server.3.safetensors", "server.4.safetensors"]);
+    assert_eq!(names(folder.path()), [".lock", "server.2.safetensors", "server.3.safetensors", "server.4.safetensors"]);
     // Gone back to before 3: removed, and the new 2 not yet written.
     fs::remove_file(file(folder.path(), 4)).expect("removed");
     assert_eq!(newest(&store), Some((3, sample(3))));

@@ -186,7 +186,8 @@ impl Client {
             self.ending = Some(Ending::GaveUp);
             return;
         }
-        let after_ms = self.random.between(0, if first { FIRST_MS } else { BACKOFF_MS });
+        let at_most_ms = if first { self.random.pick(&[5, FIRST_MS]) } else { BACKOFF_MS };
+        let after_ms = self.random.between(0, at_most_ms);
         self.effects.push(Effect::Connect { after_ms });
     }
 

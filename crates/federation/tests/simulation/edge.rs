@@ -81,6 +81,13 @@ impl Edge {
         }
     }
 
+    /// The client's update is in: no step of the round that is still under way changes what belongs to it.
+    pub fn end_round(&mut self, number: u32) {
+        if let Some(seat) = self.seats.get_mut(&number) {
+            seat.round = None;
+        }
+    }
+
     pub fn round(&self, number: u32) -> Option<RoundId> {
         self.seats.get(&number)?.round
     }

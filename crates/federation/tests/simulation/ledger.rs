@@ -17,8 +17,8 @@ pub struct Ledger {
     /// The round whose deadline passed: what stragglers still do in it has no order, and the coordinator does not wait for it.
     overdue: Option<RoundId>,
     applied: std::collections::BTreeSet<Place>,
-    /// The hash of what each step was answered with.
-    answers: BTreeMap<Place, u64>,
+    /// The hashes of what was asked in each step, and of what was answered.
+    answers: BTreeMap<Place, (u64, u64)>,
     pub steps: u64,
     /// Repeated steps that were answered from the memo, that had never been served, and whose bytes were others.
     pub answered_again: u64,
@@ -56,11 +56,11 @@ impl Ledger {
         self.overdue = Some(round);
     }
 
-    /// A step is answered as it was before, byte for byte.
-    pub fn answers(&mut self, start: u32, number: u32, step: StepId, bytes: &[u8]) {
-        let hash = hash_of(bytes);
-        let first = *self.answers.entry((start, number, step)).or_insert(hash);
-        assert_eq!(first, hash, "step {step} of client {number} is answered otherwise than before");
+    /// A step is answered as it was before, byte for byte, and only to who asks as before.
+    pub fn answers(&mut self, start: u32, number: u32, step: StepId, request: u64, answer: &[u8]) {
+        let both = (request, hash_of(answer));
+        let first = *self.answers.entry((start, number, step)).or_insert(both);
+        assert_eq!(first, both, "step {step} of client {number} is answered otherwise than before");
     }
 
     /// A client is back in its seat.

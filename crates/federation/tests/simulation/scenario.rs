@@ -141,9 +141,10 @@ impl Scenario {
             Kind::Exact => (0..random.between(1, 12)).map(|_| loss(count, random)).collect(),
             Kind::Wild => (0..random.between(0, 12)).map(|_| fault(count, random)).collect(),
         };
+        let storm = if kind != Kind::Healthy && random.chance(30) { storm(count, random) } else { Vec::new() };
         let deaths = if kind == Kind::Healthy { 0 } else { random.between(0, 2) };
         let death = |random: &mut Random| (random.between(1, 5) as u32, random.pick(&[Death::BeforeWrite, Death::AfterWrite]));
-        let reconnect_max_ms = random.pick(&[0, 100, 1000, 3000]);
+        let reconnect_max_ms = random.pick(&[0, 100, 300, 3000]);
         let reconnect_ms = random.between(0, reconnect_max_ms);
         Self {
             seed,
@@ -151,7 +152,7 @@ impl Scenario {
             plan,
             config,
             clients,
-            faults,
+            faults: faults.into_iter().chain(storm).collect(),
             deaths: (0..deaths).map(|_| death(random)).collect(),
             reconnect_ms: if wild { reconnect_ms } else { PATIENCE_MS },
             leave_ms: if wild { 5000 } else { PATIENCE_MS },
@@ -228,9 +229,10 @@ fn client(wild: bool, random: &mut Random) -> ClientPlan {
     let slow = wild && random.chance(15);
     let start_within_ms = if !wild || random.chance(80) { 300 } else { 4000 };
     let start_ms = random.between(0, start_within_ms);
+    let jitter_max_ms = random.pick(&[20, 150]);
     let link = Link {
         latency_ms: random.between(0, 60),
-        jitter_ms: random.between(0, 20),
+        jitter_ms: random.between(0, jitter_max_ms),
         bytes_per_ms: if slow { random.between(1, 4) } else { random.between(10, 10_000) },
     };
     ClientPlan {
@@ -254,6 +256,17 @@ fn loss(clients: usize, random: &mut Random) -> (u64, Fault) {
         _ => Fault::Restart { down_ms: random.between(0, 500) },
     };
     (random.between(0, LOSSES_WITHIN_MS), fault)
+}
+
+/// One client's connections are lost again and again, sooner than it is welcomed.
+fn storm(clients: usize, random: &mut Random) -> Vec<(u64, Fault)> {
+    let client = random.between(0, clients as u64 - 1) as usize;
+    let mut at_ms = random.between(0, LOSSES_WITHIN_MS);
+    let mut gust = |_| {
+        at_ms += random.between(5, 200);
+        (at_ms, if random.chance(50) { Fault::Roam { client } } else { Fault::Lose { client } })
+    };
+    (0..20).map(&mut gust).collect()
 }
 
 fn fault(clients: usize, random: &mut Random) -> (u64, Fault) {

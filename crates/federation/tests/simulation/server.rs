@@ -317,6 +317,7 @@ impl Server {
                 if self.scenario.weight_is_bounded {
                     frame.weight = frame.weight.min(seen);
                 }
+                self.edge.end_round(seat.number);
                 self.turns.finish(seat.number, frame.round);
                 self.inbox.push_back(Word::Event(Event::Updated { peer, frame }));
                 self.turn_passes();
@@ -353,7 +354,7 @@ impl Server {
                 (SessionEvent::Late { .. }, _) => failed("the round went on without this client"),
                 (_, Known::Answered(answer)) => {
                     around.ledger.answered_again += 1;
-                    around.ledger.answers(self.start, seat.number, header.step, &answer.bytes);
+                    around.ledger.answers(self.start, seat.number, header.step, request, &answer.bytes);
                     answer
                 }
                 (_, Known::OtherBytes) => {
@@ -396,7 +397,7 @@ impl Server {
         } else {
             let answer = Packet::step(&self.edge.open(number, &frame, self.scenario.gradients));
             if train {
-                around.ledger.answers(self.start, number, header.step, &answer.bytes);
+                around.ledger.answers(self.start, number, header.step, request, &answer.bytes);
                 around.ledger.applied(self.start, number, header.step, around.disk.progress.round);
                 seat.memo.keep(header.step, request, answer.clone());
                 if is_last(&header) {

@@ -155,14 +155,14 @@ fn a_group_gives_the_same_bits_alone() {
             }
         };
         let together = both_ways(&[x.clone(), residual.clone(), a.clone(), up.clone()], &upstream, run(Kernels::Fused, &groups));
-        for super::Group { rows, ranks } in groups.iter().cloned() {
+        for super::Group { rows, ranks } in groups.iter() {
             let own = |x: &Tensor<2>, of: &std::ops::Range<usize>| x.clone().narrow(0, of.start, of.len());
             let alone = Groups::new([(0..rows.len(), ranks.len())]);
-            let inputs = [own(&x, &rows), own(&residual, &rows), own(&a, &ranks), own(&up, &ranks)];
-            let alone = both_ways(&inputs, &own(&upstream, &rows), run(Kernels::Fused, &alone));
+            let inputs = [own(&x, rows), own(&residual, rows), own(&a, ranks), own(&up, ranks)];
+            let alone = both_ways(&inputs, &own(&upstream, rows), run(Kernels::Fused, &alone));
             let widths = [outputs, inputs[0].dims()[1], outputs, inputs[0].dims()[1], outputs];
             for (part, width) in widths.into_iter().enumerate() {
-                let of = if part < 3 { &rows } else { &ranks };
+                let of = if part < 3 { rows } else { ranks };
                 let expected = &together[part][of.start * width..of.end * width];
                 assert!(alone[part] == expected, "{inputs:?}: part {part} of rows {rows:?} differs", inputs = inputs[0].dims());
             }

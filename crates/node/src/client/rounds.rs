@@ -9,6 +9,7 @@ use crate::prepare::rectangle;
 use crate::side::{ClientSide, Doing};
 use crate::state::RoundStart;
 use cutlayer_data::Batch;
+use cutlayer_model::Moments;
 use cutlayer_wire::{EvalSums, Frame, FrameKind, Message, RoundId, StepId, Weighting};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Batches of an evaluation that are in flight: the next one's forward hides the wire, and nothing waits for its gradient.
 const EVALUATIONS_AHEAD: usize = 1;
-/// Rounds whose start is kept: a server that was killed may go back by one.
-const STARTS_KEPT: u32 = 2;
+/// Rounds whose start is kept: that under way, and the next; a server that was killed may ask for the one before again.
+const STARTS_KEPT: usize = 3;
 
 impl Client<'_> {
     /// Local steps of one round, then the update.
@@ -46,40 +47,55 @@ impl Client<'_> {
         };
         let state = self.route.side.run("read the adapter", |side| side.state()).await?;
         let update = self.globals.update(round, weight, &self.door.base, state)?;
+        // A process that is started after this may hear of the next round first.
+        self.keep_start(round.next()).await?;
         self.report.rounds += 1;
         self.sent = Some(Sent::Update(update));
         self.send_answer().await
     }
 
-    /// What the round starts from: as it was, where it was begun before; else from here, and that is kept.
+    /// What the round starts from: as it was, where it was begun before or a process before this one ended the round before it; else from
+    /// here, and that is kept.
     async fn begin_round(&mut self, round: RoundId) -> Result<(), NodeError> {
-        let known = match (self.starts.get(&round), &self.store) {
-            (Some(start), _) => Some(start.clone()),
+        let remembered = self.starts.range(..=round).next_back().map(|(of, start)| (*of, start.clone()));
+        let known = match (remembered, &self.store) {
+            (Some(start), _) => Some(start),
             (None, Some(store)) => store.load(round)?,
             (None, None) => None,
         };
-        let start = match known {
-            Some(start) => {
+        match known {
+            // Nothing has changed since.
+            Some((of, start)) if self.stands_at == Some(of) => drop(self.starts.insert(round, start)),
+            Some((_, start)) => {
                 self.prepared.batches.restore(&start.batches)?;
                 let moments = start.moments.clone();
                 self.route.side.run("begin the round again", move |side| side.begin_again(moments)).await??;
-                start
+                self.starts.insert(round, start);
             }
-            None => {
-                let start = RoundStart {
-                    batches: self.prepared.batches.state(),
-                    moments: self.route.side.run("read the optimizer", |side| side.moments()).await?,
-                };
-                if let Some(store) = self.store.clone() {
-                    let kept = start.clone();
-                    let saved = tokio::task::spawn_blocking(move || store.save(round, kept)).await;
-                    saved.map_err(|_| NodeError::Panicked { during: "keeping the start of a round".into() })??;
-                }
-                start
-            }
+            None => self.keep_start(round).await?,
+        }
+        self.stands_at = None;
+        Ok(())
+    }
+
+    /// Keeps where this side stands as what `round` starts from.
+    async fn keep_start(&mut self, round: RoundId) -> Result<(), NodeError> {
+        // Where the plan says so, the global adapter that the round begins with resets the optimizer: nothing of it is left to come back.
+        let moments = match self.agreed.plan.optimizer.reset_each_round {
+            true => Moments::new(),
+            false => self.route.side.run("read the optimizer", |side| side.moments()).await?,
         };
+        let start = RoundStart { batches: self.prepared.batches.state(), moments };
+        if let Some(store) = self.store.clone() {
+            let kept = start.clone();
+            let saved = tokio::task::spawn_blocking(move || store.save(round, kept)).await;
+            saved.map_err(|_| NodeError::Panicked { during: "keeping the start of a round".into() })??;
+        }
         self.starts.insert(round, start);
-        self.starts.retain(|other, _| other.0 + STARTS_KEPT > round.0);
+        while self.starts.len() > STARTS_KEPT {
+            self.starts.pop_first();
+        }
+        self.stands_at = Some(round);
         Ok(())
     }
 

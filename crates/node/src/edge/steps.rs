@@ -101,7 +101,7 @@ impl Edge {
             }
             Known::Refused(reason) => return Ok(Some(Frame::failed(&header, reason))),
         }
-        let current = if header.flags.has(FrameFlags::TRAIN) { seat.round } else { Some(installed) };
+        let current = if header.flags.has(FrameFlags::TRAIN) { seat.round.filter(|_| !seat.updated) } else { Some(installed) };
         Ok((current != Some(header.round)).then(|| Frame::failed(&header, "the round went on while this step waited")))
     }
 
@@ -207,7 +207,7 @@ impl Edge {
         if let Known::Answer(answer) = seat.answers.closed(step) {
             return Ok(Opened { answer, over: !seat.begun.contains_key(&step.index()) });
         }
-        if seat.round != Some(opened.header.round) {
+        if seat.updated || seat.round != Some(opened.header.round) {
             let answer = Frame::failed(&opened.header, "the round went on while this step waited");
             return Ok(Opened { answer, over: true });
         }

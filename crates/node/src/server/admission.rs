@@ -9,6 +9,7 @@ use crate::event::Event;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link};
 use cutlayer_wire::{Message, PROTOCOL_VERSION, RefusalCode, Resume, ServerSession};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -16,8 +17,12 @@ use tokio::sync::mpsc;
 /// How long a client may take to introduce itself.
 const HELLO_WAIT: Duration = Duration::from_secs(30);
 
-/// Hello and its answer. `None` where the client was refused, and told why.
-pub(super) async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session, Control, mpsc::Receiver<Command>)>, NodeError> {
+/// Hello and its answer, over the connection that was the `accepted`-th. `None` where the client was refused, and told why, or lost again.
+pub(super) async fn admit(
+    hub: &Arc<Hub>,
+    link: &Link,
+    accepted: u64,
+) -> Result<Option<(Session, Control, mpsc::Receiver<Command>)>, NodeError> {
     let silent = || NodeError::Ended { reason: format!("it did not say Hello within {} s", HELLO_WAIT.as_secs()) };
     let mut order = ServerSession::new();
     let introduced = async {
@@ -28,7 +33,9 @@ pub(super) async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session
     let (mut control, hello) = tokio::time::timeout(HELLO_WAIT, introduced).await.map_err(|_| silent())??;
     order.handle(&hello)?;
     let peer = link.peer();
+    let over = || (RefusalCode::Busy, "the run is over".to_owned());
     let seat = match judge(hub, &hello) {
+        Ok((hello, _)) if hub.over.load(Ordering::Relaxed) && !hub.roster.holds(&peer, &hello) => Err(over()),
         Ok((hello, resume)) => {
             let found = |client: u32| encodings_of(hub, client, &hello);
             hub.roster
@@ -49,39 +56,16 @@ pub(super) async fn admit(hub: &Arc<Hub>, link: &Link) -> Result<Option<(Session
             return Ok(None);
         }
     };
-    let settled = settle(hub, link, &mut control, &seat, new, resume).await;
-    match settled {
-        Ok((session, commands)) => Ok(Some((session, control, commands))),
-        Err(error) if new => {
-            // The seat is free again for whoever comes next.
-            let client = seat.client;
-            hub.edge.run("unseat", move |edge| edge.unseat(client)).await?;
-            hub.roster.remove(&peer);
-            Err(error)
-        }
-        Err(error) => {
-            // It had a seat before, and keeps it as if this connection had been lost at once.
-            Err(error)
-        }
-    }
-}
-
-/// Gives a client its layers on the server, unless they are here still, and the plan.
-async fn settle(
-    hub: &Arc<Hub>,
-    link: &Link,
-    control: &mut Control,
-    seat: &Arc<Seat>,
-    new: bool,
-    resume: Option<Resume>,
-) -> Result<(Session, mpsc::Receiver<Command>), NodeError> {
-    let (peer, client, hello) = (seat.peer, seat.client, &seat.hello);
-    let (cut, tail) = (usize::from(hello.cut), hello.tail.map(usize::from));
-    let encodings = seat.encodings;
+    let keys = client_keys(hub, hello_cut(&seat), seat.hello.tail.map(usize::from))?;
     if new {
-        hub.edge.run("seat", move |edge| edge.seat(client, peer, (cut, tail), encodings)).await??;
+        take_in(hub, &seat, keys.clone()).await?;
     }
-    let Visit { number, commands, resumed, awaits, updated, away } = seat.connect(link, resume, hub.id);
+    let Some(Visit { number, commands, resumed, awaits, updated, away }) = seat.connect((link, accepted), resume, hub.id) else {
+        // A newer connection of this client was faster.
+        link.break_off();
+        return Ok(None);
+    };
+    let (client, encodings) = (seat.client, seat.encodings);
     if !new && !resumed {
         hub.edge.run("forget samples", move |edge| edge.forget_samples(client)).await?;
     }
@@ -97,25 +81,39 @@ async fn settle(
         awaits,
         updated,
     };
-    let keys = client_keys(hub, cut, tail)?;
-    let session = Session { hub: hub.clone(), link: link.clone(), seat: seat.clone(), visit: number, keys, served: Mutex::default() };
-    if let Err(error) = control.send(&welcome).await {
-        if !new {
-            session.end(Err(error.into())).await;
-            return Err(NodeError::Ended { reason: "it was lost again before it was welcomed".into() });
-        }
-        return Err(error.into());
-    }
-    if new {
-        let (tail, samples, name) = (hello.tail, hello.samples, hello.name.clone());
-        (hub.events)(Event::Joined { client, name, peer_id: peer.to_hex(), cut: hello.cut, tail, samples });
-        let keys = session.keys.clone();
-        session.report(cutlayer_federation::Event::Joined { peer, client, keys }).await?;
-    } else {
+    if !new {
         let seconds = away.map_or(0.0, |away| away.as_secs_f64());
-        (hub.events)(Event::Back { client, name: hello.name.clone(), seconds, resumed });
+        (hub.events)(Event::Back { client, name: seat.hello.name.clone(), seconds, resumed });
     }
-    Ok((session, commands))
+    let session = Session { hub: hub.clone(), link: link.clone(), seat, visit: number, keys, served: Mutex::default() };
+    match control.send(&welcome).await {
+        Ok(()) => Ok(Some((session, control, commands))),
+        Err(lost) => {
+            session.end(Err(lost.into())).await;
+            Ok(None)
+        }
+    }
+}
+
+fn hello_cut(seat: &Seat) -> usize {
+    seat.hello.cut.into()
+}
+
+/// Gives a new client its layers on the server, and tells the coordinator of it.
+async fn take_in(hub: &Arc<Hub>, seat: &Seat, keys: Vec<String>) -> Result<(), NodeError> {
+    let (peer, client, hello) = (seat.peer, seat.client, &seat.hello);
+    let (cut, tail) = (usize::from(hello.cut), hello.tail.map(usize::from));
+    let encodings = seat.encodings;
+    let seated = hub.edge.run("seat", move |edge| edge.seat(client, peer, (cut, tail), encodings)).await.and_then(|seated| seated);
+    if let Err(error) = seated {
+        // The seat is free again for whoever comes next.
+        hub.roster.remove(&peer);
+        return Err(error);
+    }
+    let (tail, samples, name) = (hello.tail, hello.samples, hello.name.clone());
+    (hub.events)(Event::Joined { client, name, peer_id: peer.to_hex(), cut: hello.cut, tail, samples });
+    let joined = cutlayer_federation::Event::Joined { peer, client, keys };
+    hub.reports.send(joined).await.map_err(|_| NodeError::Ended { reason: "the run is over".into() })
 }
 
 /// What is wrong with a Hello, in the client's words.

@@ -8,7 +8,7 @@ use crate::auto::Encodings;
 use cutlayer_transport::{AllowList, Link};
 use cutlayer_wire::{
     AdapterFrame, AdapterFrameError, AdapterState, Ask, BaseHash, EncodingPart, GlobalSender, Message, PeerId, Resume, RoundId, RunId,
-    ServerSession, SessionError,
+    ServerSession,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -57,6 +57,8 @@ struct State {
     leaving: bool,
     /// Counts its connections.
     visit: u64,
+    /// The number of the last of them among all that were accepted.
+    accepted: u64,
     connection: Option<(Link, mpsc::Sender<Command>)>,
     away_since: Option<Instant>,
     adapter: Option<(RoundId, Arc<AdapterState>)>,
@@ -80,14 +82,20 @@ pub(crate) struct Visit {
 }
 
 impl Seat {
-    /// Asks the session's order.
-    pub fn ordered<T>(&self, ask: impl FnOnce(&mut ServerSession) -> Result<T, SessionError>) -> Result<T, SessionError> {
-        ask(&mut self.lock().order)
+    /// Asks the session's order; nothing where that visit is not the last.
+    pub fn ordered<T>(&self, visit: u64, ask: impl FnOnce(&mut ServerSession) -> T) -> Option<T> {
+        let mut state = self.lock();
+        (state.visit == visit).then(|| ask(&mut state.order))
     }
 
-    /// The client is here over `link`, in place of whatever connection it had. What it missed is the first that it is told.
-    pub fn connect(&self, link: &Link, resume: Option<Resume>, id: RunId) -> Visit {
+    /// The client is here over `link`, in place of whatever connection it had. What it missed is the first that it is told. Nothing, where
+    /// a connection that was accepted after this one was here before it: Hellos may overtake one another.
+    pub fn connect(&self, (link, accepted): (&Link, u64), resume: Option<Resume>, id: RunId) -> Option<Visit> {
         let mut state = self.lock();
+        if state.accepted >= accepted {
+            return None;
+        }
+        state.accepted = accepted;
         if let Some((before, _)) = state.connection.take() {
             before.replace();
         }
@@ -109,14 +117,14 @@ impl Seat {
             sender.try_send(command).expect("a new queue has room for three");
         }
         state.connection = Some((link.clone(), sender));
-        Visit {
+        Some(Visit {
             number: state.visit,
             commands,
             resumed: resume.is_some(),
             awaits: state.order.awaits(),
             updated: state.order.updated(),
             away: state.away_since.take().map(|since| since.elapsed()),
-        }
+        })
     }
 
     /// The frame of a global adapter for the connection of a visit; `None` where that is not the client's any more.
@@ -244,6 +252,7 @@ impl Roster {
             known: false,
             leaving: false,
             visit: 0,
+            accepted: 0,
             connection: None,
             away_since: None,
             adapter: None,
@@ -272,6 +281,14 @@ impl Roster {
         Some(index)
     }
 
+    /// Tells a client that it cannot take part, and frees its seat: what it says from here on is heard by nobody.
+    pub fn reject(&self, peer: &PeerId, message: Message) -> Option<u32> {
+        let seat = self.seat(peer)?;
+        seat.tell(Command::Say(Box::new(message)));
+        seat.lock().leaving = true;
+        Some(seat.client)
+    }
+
     /// Every peer's index.
     pub fn given(&self) -> BTreeMap<PeerId, u32> {
         self.given.lock().expect("no holder of this lock panics").clone()
@@ -280,6 +297,16 @@ impl Roster {
     /// Whether a peer's key is still on the list.
     pub fn is_allowed(&self, peer: &PeerId) -> bool {
         self.allow.is_allowed(peer)
+    }
+
+    /// Whether a client that says this has a seat to come back to.
+    pub fn holds(&self, peer: &PeerId, hello: &Hello) -> bool {
+        self.seat(peer).is_some_and(|seat| (seat.hello.cut, seat.hello.tail) == (hello.cut, hello.tail) && !seat.lock().leaving)
+    }
+
+    /// Whether everyone who is in has a connection.
+    pub fn is_complete(&self) -> bool {
+        self.lock().values().all(|seat| seat.lock().connection.is_some())
     }
 
     /// The coordinator hears of a client: from here on it may be told things.

@@ -13,7 +13,10 @@ use crate::phases::Phases;
 use crate::prepare::rectangle;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link, StepStream};
-use cutlayer_wire::{AdapterLimits, AdapterState, Frame, FrameFlags, FrameKind, FrameLimits, Message, Pipeline, SessionEvent, Weighting};
+use cutlayer_wire::{
+    AdapterLimits, AdapterState, Frame, FrameFlags, FrameKind, FrameLimits, Message, Pipeline, ServerSession, SessionError, SessionEvent,
+    Weighting,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -55,10 +58,10 @@ struct Waiting {
     opened: Queued,
 }
 
-/// Serves one connection from hello to its end.
-pub(super) async fn serve_client(hub: Arc<Hub>, link: Link) {
+/// Serves one connection, the `accepted`-th, from hello to its end.
+pub(super) async fn serve_client(hub: Arc<Hub>, link: Link, accepted: u64) {
     let peer = link.peer();
-    match admit(&hub, &link).await {
+    match admit(&hub, &link, accepted).await {
         Ok(None) => {}
         Ok(Some((session, control, commands))) => {
             let session = Arc::new(session);
@@ -108,9 +111,11 @@ impl Session {
     async fn listen(self: Arc<Self>, mut listener: cutlayer_transport::ControlReceiver) -> Result<String, NodeError> {
         loop {
             let message = listener.recv().await?;
-            match self.seat.ordered(|order| order.handle(&message))? {
+            // What is counted is also told: nothing can end this session in between.
+            let told = self.place_to_tell().await?;
+            match self.ordered(|order| order.handle(&message))? {
                 SessionEvent::Evaluated { round, sums } => {
-                    self.report(cutlayer_federation::Event::Evaluated { peer: self.seat.peer, round, sums }).await?;
+                    told.send(cutlayer_federation::Event::Evaluated { peer: self.seat.peer, round, sums });
                 }
                 SessionEvent::Goodbye => {
                     let Message::Goodbye { reason } = message else { unreachable!("Goodbye is made of Goodbye") };
@@ -136,7 +141,7 @@ impl Session {
                 Some(error) = troubles.recv() => return Err(error),
             };
             let frame = stream.recv(&self.limits()).await?;
-            let again = match self.seat.ordered(|order| order.step(&frame.header))? {
+            let again = match self.ordered(|order| order.step(&frame.header))? {
                 SessionEvent::Step { .. } => false,
                 SessionEvent::Again { .. } => true,
                 late => {
@@ -163,7 +168,7 @@ impl Session {
     async fn line_up(&self, frame: Frame, again: bool) -> Waiting {
         let (waiting, client, header) = (Instant::now(), self.seat.client, frame.header);
         if header.flags.has(FrameFlags::TRAIN) {
-            self.hub.turns.wait(client, header.step.index()).await;
+            self.hub.turns.wait(client, header.step).await;
         }
         let wait_ms = waiting.elapsed().as_secs_f64() * 1e3;
         let frame = Arc::new(frame);
@@ -207,7 +212,7 @@ impl Session {
         }
         part.sums = opened.answer.header.sums();
         if train && opened.over {
-            self.hub.turns.done(client, step.index());
+            self.hub.turns.done(client, step);
         }
         if train && !again && opened.answer.header.kind != FrameKind::Failed {
             self.tell(&frame, part, opened.over);
@@ -221,7 +226,7 @@ impl Session {
         match outcome {
             Ok(opened) => Ok(opened),
             Err(error) => {
-                self.hub.turns.leave(self.seat.client);
+                self.hub.turns.leave(frame.header.round, self.seat.client);
                 stream.send(Frame::failed(&frame.header, &error.to_string())).await?;
                 stream.finish().await?;
                 Err(error)
@@ -268,20 +273,22 @@ impl Session {
         let limits =
             AdapterLimits::encoded(shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum(), self.seat.encodings.adapters);
         loop {
-            let mut frame = self.link.recv_adapter(&limits).await?;
-            match self.seat.ordered(|order| order.update(frame.round))? {
+            let frame = self.link.recv_adapter(&limits).await?;
+            let (client, round) = (self.seat.client, frame.round);
+            let work = self.hub.edge.run("count", move |edge| edge.end_round(client, round)).await?;
+            // What is counted is also told: nothing can end this session in between.
+            let told = self.place_to_tell().await?;
+            match self.ordered(|order| order.update(round))? {
                 SessionEvent::Update { .. } => {
-                    frame = self.seat.restored(frame)?;
-                    let client = self.seat.client;
-                    let work = self.hub.edge.run("count", move |edge| edge.work(client)).await?;
+                    let mut frame = self.seat.restored(frame)?;
                     let seen = match self.hub.plan.weighting {
                         Weighting::Tokens => work.scored.unwrap_or(work.tokens) as f64,
                         Weighting::Samples => work.sequences as f64,
                         Weighting::Uniform => 1.0,
                     };
                     frame.weight = if frame.weight > seen { seen } else { frame.weight };
-                    self.hub.turns.leave(client);
-                    self.report(cutlayer_federation::Event::Updated { peer: self.seat.peer, frame }).await?;
+                    self.hub.turns.leave(round, client);
+                    told.send(cutlayer_federation::Event::Updated { peer: self.seat.peer, frame });
                 }
                 late => tracing::info!("{}: {late:?}", self.seat.hello.name),
             }
@@ -294,9 +301,15 @@ impl Session {
             .encoded(self.seat.encodings.activations, self.seat.encodings.gradients)
     }
 
-    pub async fn report(&self, event: cutlayer_federation::Event) -> Result<(), NodeError> {
-        let ended = || NodeError::Ended { reason: "the run is over".into() };
-        self.hub.reports.send(event).await.map_err(|_| ended())
+    /// Asks the order of the session, as long as this is the client's connection.
+    fn ordered<T>(&self, ask: impl FnOnce(&mut ServerSession) -> Result<T, SessionError>) -> Result<T, NodeError> {
+        let replaced = || NodeError::Ended { reason: "its client came back over another connection".into() };
+        Ok(self.seat.ordered(self.visit, ask).ok_or_else(replaced)??)
+    }
+
+    /// A place for something to tell the coordinator.
+    async fn place_to_tell(&self) -> Result<mpsc::Permit<'_, cutlayer_federation::Event>, NodeError> {
+        self.hub.reports.reserve().await.map_err(|_| NodeError::Ended { reason: "the run is over".into() })
     }
 
     /// A connection that is lost is waited for; any other end clears the client's place, and the round goes on.
@@ -334,7 +347,7 @@ impl Session {
 
 /// A client is gone for good. Its seat is free once the coordinator has heard of it. One that leaves because the run is over is no news.
 async fn leave(hub: &Hub, seat: &Seat, reason: String) {
-    hub.turns.leave(seat.client);
+    hub.turns.go(seat.client);
     hub.roster.stir();
     if !hub.over.load(Ordering::Relaxed) {
         (hub.events)(Event::Left { client: seat.client, name: seat.hello.name.clone(), reason: reason.clone() });
