@@ -341,12 +341,19 @@ impl Driver {
                 }
                 self.hub.roster.remove(&peer);
             }
-            if actions.iter().any(|action| matches!(action, Action::Train { .. })) && self.kept_clients != self.hub.roster.given().len() {
+            // What ends a round may come with what begins the next, where that one is not scored.
+            let trains = |action: &Action| matches!(action, Action::Train { .. });
+            let mut ending = actions;
+            let beginning = ending.split_off(ending.iter().position(trains).unwrap_or(ending.len()));
+            for action in ending {
+                waiting.extend(self.perform(action).await?);
+            }
+            if !beginning.is_empty() && self.kept_clients != self.hub.roster.given().len() {
                 // A server that is killed in the first round has to number its clients alike in the next start.
                 self.keep().await?;
             }
-            self.hub.begin_round(&actions).await?;
-            for action in actions {
+            self.hub.begin_round(&beginning).await?;
+            for action in beginning {
                 waiting.extend(self.perform(action).await?);
             }
         }
