@@ -41,11 +41,6 @@ impl DurableFile {
         Ok(Self { target: target.into(), temporary, writer: BufWriter::with_capacity(BUFFER_BYTES, file) })
     }
 
-    /// Where it will lie.
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
     /// What was written so far, from its start: for parts that wait here until what precedes them is known.
     pub fn rewound(&mut self) -> io::Result<&File> {
         self.writer.flush()?;

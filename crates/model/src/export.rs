@@ -93,7 +93,7 @@ pub fn write_model(
     fs::create_dir_all(dir).map_err(|source| ExportError::Io { file: dir.into(), source })?;
     let target = dir.join(WEIGHTS_FILE);
     // The header comes first in the file and is known last, so the data waits in a file of its own.
-    let mut data = TensorWriter::create(&target.with_extension("data"))?;
+    let mut data = TensorWriter::create_part(&target.with_extension("data"), &target)?;
     let mut planned = Vec::new();
     let mut names = BTreeSet::new();
     for (name, tensor) in tensors {
@@ -164,17 +164,24 @@ pub(crate) fn header_bytes(planned: &[PlannedTensor]) -> Vec<u8> {
 /// A durable file that tensors are written to.
 pub(crate) struct TensorWriter {
     file: DurableFile,
+    /// The file that errors are about.
+    whole: PathBuf,
 }
 
 impl TensorWriter {
     /// The file that will become `target`.
     pub(crate) fn create(target: &Path) -> Result<Self, ExportError> {
-        let file = DurableFile::create(target).map_err(|source| ExportError::Io { file: target.into(), source })?;
-        Ok(Self { file })
+        Self::create_part(target, target)
+    }
+
+    /// A file at `target` that waits to become a part of `whole`.
+    fn create_part(target: &Path, whole: &Path) -> Result<Self, ExportError> {
+        let file = DurableFile::create(target).map_err(|source| ExportError::Io { file: whole.into(), source })?;
+        Ok(Self { file, whole: whole.into() })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        self.file.write_all(bytes).map_err(|source| ExportError::Io { file: self.file.target().into(), source })
+        self.file.write_all(bytes).map_err(|source| ExportError::Io { file: self.whole.clone(), source })
     }
 
     /// Writes values as `dtype`, one of the three float types we store; refuses what would not be finite there.
@@ -184,7 +191,7 @@ impl TensorWriter {
             encoded.clear();
             if let Err(index) = encode(chunk, dtype, &mut encoded) {
                 let dtype = dtype.to_string();
-                let file = self.file.target().into();
+                let file = self.whole.clone();
                 return Err(ExportError::NotFinite {
                     file,
                     tensor: tensor.into(),
@@ -200,8 +207,7 @@ impl TensorWriter {
 
     /// Puts the file on the disk and gives it its name.
     pub(crate) fn commit(self) -> Result<(), ExportError> {
-        let target = self.file.target().to_path_buf();
-        self.file.commit().map_err(|source| ExportError::Io { file: target, source })
+        self.file.commit().map_err(|source| ExportError::Io { file: self.whole, source })
     }
 }
 
