@@ -189,7 +189,7 @@ pub async fn serve(
     about.starts += 1;
     let peft = peft_config(&config.plan, &config.model)?;
     let contract = Contract::of(base, &global, Contract::weight_max_of(&config.plan));
-    let (rules, aggregator) = (coordinator_config(&config), by_name(&config.aggregator)?);
+    let (rules, aggregator) = (coordinator_config(&config, about.progress), by_name(&config.aggregator)?);
     let coordinator = Coordinator::new(0, rules, contract, aggregator, about.progress, global.clone())?;
     let given = about.indices.iter().filter_map(|(peer, client)| Some((peer.parse().ok()?, *client))).collect();
 
@@ -245,10 +245,12 @@ fn digest(config: &ServeConfig, base: &BaseHash) -> String {
     blake3::hash(words.expect("a plan is plain values").as_bytes()).to_hex().to_string()
 }
 
-fn coordinator_config(config: &ServeConfig) -> CoordinatorConfig {
+fn coordinator_config(config: &ServeConfig, progress: Progress) -> CoordinatorConfig {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let all =
-        CoordinatorConfig::of_plan(&config.plan, config.clients_expected, millis(config.round_deadline), millis(config.join_deadline));
+    // A server that was killed when all was done waits for those who may not have heard of it; others do not come.
+    let over = progress.evaluated && progress.round.0 >= config.plan.rounds;
+    let gather = if over { config.join_deadline.min(RETURN_WAIT) } else { config.join_deadline };
+    let all = CoordinatorConfig::of_plan(&config.plan, config.clients_expected, millis(config.round_deadline), millis(gather));
     CoordinatorConfig { clients_per_round: config.clients_per_round, min_updates: config.updates_min, ..all }
 }
 
@@ -341,12 +343,19 @@ impl Driver {
                 }
                 self.hub.roster.remove(&peer);
             }
-            if actions.iter().any(|action| matches!(action, Action::Train { .. })) && self.kept_clients != self.hub.roster.given().len() {
+            // What ends a round may come with what begins the next, where that one is not scored.
+            let trains = |action: &Action| matches!(action, Action::Train { .. });
+            let mut ending = actions;
+            let beginning = ending.split_off(ending.iter().position(trains).unwrap_or(ending.len()));
+            for action in ending {
+                waiting.extend(self.perform(action).await?);
+            }
+            if !beginning.is_empty() && self.kept_clients != self.hub.roster.given().len() {
                 // A server that is killed in the first round has to number its clients alike in the next start.
                 self.keep().await?;
             }
-            self.hub.begin_round(&actions).await?;
-            for action in actions {
+            self.hub.begin_round(&beginning).await?;
+            for action in beginning {
                 waiting.extend(self.perform(action).await?);
             }
         }
@@ -393,9 +402,14 @@ impl Driver {
                 (self.hub.events)(Event::Late { round: round.0, missing, waited_ms });
             }
             Action::Finish { reason } => {
+                if self.coordinator.progress().round.0 >= self.hub.plan.rounds {
+                    // Before anybody leaves: a server that comes back must not wait for them to score that round.
+                    self.about.evaluations.clone_from(&self.report.evaluations);
+                    self.keep().await?;
+                }
                 self.report.reason.clone_from(&reason);
                 self.hub.over.store(true, Ordering::Relaxed);
-                roster.finish(self.coordinator.global(), &reason);
+                self.hub.roster.finish(self.coordinator.global(), &reason);
             }
         }
         Ok(None)

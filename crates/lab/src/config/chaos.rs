@@ -1,4 +1,4 @@
-//! What is to go wrong in a run, as people write it: `kill=1/2m,partition=5s@1/1m,seed=7`. Text in, numbers out, and the text back.
+//! What is to go wrong in a run, as people write it: `kill=1/2m,partition=5s@1/1m,limit=20,seed=7`. Text in, numbers out, and the text back.
 
 use cutlayer_transport::Span;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use std::time::Duration;
 const MEAN_MIN: Duration = Duration::from_millis(50);
 /// What would do, for whoever wrote something else.
 const EXAMPLES: &str =
-    "write kill=1/2m, kill=server:1/1m, kill=clients:3/1m, partition=5s, partition=all:5s@1/2m or seed=7, with commas between";
+    "write kill=1/2m, kill=server:1/1m, kill=clients:3/1m, partition=5s, partition=all:5s@1/2m, limit=20 or seed=7, with commas between";
 
 /// Why a text says nothing that can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,8 @@ pub struct ChaosError {
 pub struct Chaos {
     /// What kinds of mishaps there are.
     pub mishaps: Vec<MishapKind>,
+    /// How many mishaps there are in all; absent, they go on as long as the run.
+    pub limit: Option<u32>,
     /// Where the times and victims come from; absent, the run's seed.
     pub seed: Option<u64>,
 }
@@ -91,18 +93,19 @@ impl FromStr for Chaos {
 
     fn from_str(text: &str) -> Result<Self, ChaosError> {
         let error = |found: &str, wrong| ChaosError { found: found.into(), wrong };
-        let (mut mishaps, mut seed) = (Vec::new(), None);
+        let (mut mishaps, mut limit, mut seed) = (Vec::new(), None, None);
         for part in text.split(',').map(str::trim) {
             match part.split_once('=') {
                 Some(("kill", rest)) => mishaps.push(kill(rest).ok_or_else(|| error(part, "says not who is killed how often"))?),
                 Some(("partition", rest)) => {
                     mishaps.push(partition(rest).ok_or_else(|| error(part, "says not how long a network is gone"))?);
                 }
+                Some(("limit", rest)) => limit = Some(rest.parse().map_err(|_| error(part, "is no number of mishaps"))?),
                 Some(("seed", rest)) => seed = Some(rest.parse().map_err(|_| error(part, "is no seed"))?),
                 _ => return Err(error(part, "is nothing that goes wrong here")),
             }
         }
-        if mishaps.is_empty() { Err(error(text, "lets nothing go wrong")) } else { Ok(Self { mishaps, seed }) }
+        if mishaps.is_empty() { Err(error(text, "lets nothing go wrong")) } else { Ok(Self { mishaps, limit, seed }) }
     }
 }
 
@@ -154,7 +157,8 @@ impl fmt::Display for MishapKind {
 
 impl fmt::Display for Chaos {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<String> = self.mishaps.iter().map(ToString::to_string).chain(self.seed.map(|seed| format!("seed={seed}"))).collect();
+        let bounds = [self.limit.map(|limit| format!("limit={limit}")), self.seed.map(|seed| format!("seed={seed}"))];
+        let parts: Vec<String> = self.mishaps.iter().map(ToString::to_string).chain(bounds.into_iter().flatten()).collect();
         out.write_str(&parts.join(","))
     }
 }
@@ -182,7 +186,7 @@ mod tests {
     fn chaos_reads_as_written() {
         for (text, again) in [
             ("kill=1/2m,partition=5s", "kill=1/120s,partition=5s@1/60s"),
-            ("kill=server:3/1m, kill=clients:1/30s, seed=7", "kill=server:3/60s,kill=clients:1/30s,seed=7"),
+            ("kill=server:3/1m, seed=7, kill=clients:1/30s, limit=9", "kill=server:3/60s,kill=clients:1/30s,limit=9,seed=7"),
             ("partition=all:200ms@2/1s", "partition=all:200ms@2/1s"),
         ] {
             let chaos: Chaos = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -208,6 +212,7 @@ mod tests {
             ("partition=0", "how long"),
             ("partition=5s@", "how long"),
             ("kill=1/2m,seed=-1", "seed=-1"),
+            ("kill=1/2m,limit=some", "limit=some"),
         ] {
             let error = text.parse::<Chaos>().expect_err(text).to_string();
             assert!(error.contains(word) && error.contains("kill=1/2m, kill=server:1/1m"), "{text}: {error}");

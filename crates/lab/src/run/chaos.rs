@@ -63,10 +63,11 @@ impl ChaosCounts {
     }
 }
 
-/// Mishaps with the time of each, counted from the start: endless, and never going back.
+/// Mishaps with the time of each, counted from the start and never going back; endless, but for a limit.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     causes: Vec<Cause>,
+    left: Option<u32>,
     clients: u32,
 }
 
@@ -87,7 +88,7 @@ impl Schedule {
             cause.wait();
             cause
         };
-        Self { causes: chaos.mishaps.iter().zip(0..).map(cause).collect(), clients }
+        Self { causes: chaos.mishaps.iter().zip(0..).map(cause).collect(), left: chaos.limit, clients }
     }
 }
 
@@ -95,6 +96,9 @@ impl Iterator for Schedule {
     type Item = (Duration, Mishap);
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1)?;
+        }
         let clients = self.clients;
         let cause = self.causes.iter_mut().min_by_key(|cause| cause.next)?;
         let at = cause.next;
@@ -174,6 +178,7 @@ mod tests {
             prop_assert_eq!(&taken, &schedule(text, clients, seed).take(300).collect::<Vec<_>>());
             let named = schedule(&format!("{text},seed={seed}"), clients, other);
             prop_assert_eq!(&taken, &named.take(300).collect::<Vec<_>>());
+            prop_assert_eq!(&taken[..9], &schedule(&format!("{text},limit=9"), clients, seed).collect::<Vec<_>>());
         }
 
         /// Goal: a kind of mishap does not move another. Method: kills alone, and beside partitions.

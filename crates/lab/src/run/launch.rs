@@ -102,9 +102,8 @@ struct Mishaps {
 }
 
 impl Mishaps {
-    fn next_at(&mut self) -> Instant {
-        let (after, _) = self.schedule.peek().expect("a schedule has no end");
-        self.started + *after
+    fn next_at(&mut self) -> Option<Instant> {
+        self.schedule.peek().map(|(after, _)| self.started + *after)
     }
 }
 
@@ -122,7 +121,7 @@ struct Launch<'a> {
     clients: BTreeMap<u32, Child>,
     links: Links,
     state: State,
-    /// From when all were started, if the run asks for it, until the server says that it is done.
+    /// From when all were started, if the run asks for it, until one of them has ended by itself.
     mishaps: Option<Mishaps>,
 }
 
@@ -261,7 +260,7 @@ impl Launch<'_> {
     ) -> Result<bool, LabError> {
         let end = limit.map(|limit| Instant::now() + limit);
         while !done(&self.state, &self.clients) {
-            let mishap_at = self.mishaps.as_mut().map(Mishaps::next_at);
+            let mishap_at = self.mishaps.as_mut().and_then(Mishaps::next_at);
             tokio::select! {
                 heard = self.heard.recv() => match heard.expect("this struct holds a sender") {
                     (who, Said::Line(line)) => self.line(who, &line)?,
@@ -342,6 +341,10 @@ impl Launch<'_> {
             Who::Server => self.state.server_exit = Some(status),
             Who::Client(client) => {
                 let Some(child) = self.clients.remove(&client) else { return Ok(()) };
+                if status.as_ref().is_ok_and(ExitStatus::success) {
+                    // It has heard that the run is over, and does not come back.
+                    self.mishaps = None;
+                }
                 // Once the server is done with it, how a client ends changes nothing.
                 if status.as_ref().is_ok_and(ExitStatus::success) || self.record.tally.is_finished() {
                     return Ok(());

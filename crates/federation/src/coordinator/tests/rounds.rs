@@ -135,6 +135,17 @@ fn a_run_resumes_with_everyone() {
     check_words(&bench.join(1, &["0"]), &["broadcast 3 to 0,1", "train 4 0", "train 4 1"]);
 }
 
+/// Goal: a server that was killed when all was done does not call that a failure, though its clients have gone home. Method: nobody comes,
+/// and one of two.
+#[test]
+fn a_run_that_is_over_ends_well_without_its_clients() {
+    for joined in 0..2 {
+        let mut bench = Bench::resumed(config(2, 4), at(4, true, 0));
+        (0..joined).for_each(|client| check_words(&bench.join(client, &["0"]), &[]));
+        assert_eq!(finish_reason(&bench.wait(JOIN_MS)), "all 4 rounds are done", "{joined} came");
+    }
+}
+
 /// Goal: what is saved at a commit and at an evaluation is all that a new start needs. Method: a run that is started again from it
 /// at each of them does what the one that never stopped did.
 #[test]
