@@ -1,6 +1,6 @@
 //! Between hidden states on a device and the bytes that cross the cut: nothing unchecked comes in.
 //!
-//! A GPU rounds and quantises before the download and after the upload ([`device`]), so that its link to the host carries what the
+//! A GPU rounds and quantises before the download and after the upload (`encoding/device.rs`), so that its link to the host carries what the
 //! network does; on a CPU the host's way is the device's.
 
 mod device;
