@@ -5,8 +5,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 runs=${1:-$(mktemp -d)}
 program=${CUTLAYER:-${CARGO_TARGET_DIR:-$here/target}/release/cutlayer}
+mkdir -p "$runs"
 rm -rf "$runs/crowd"
-"$program" run "$here/experiments/crowd/run.toml" --runs "$runs" --quiet "${@:2}" >"$runs/out.json" &
+"$program" run "$here/experiments/crowd/run.toml" --runs "$runs" --quiet --format json "${@:2}" >"$runs/out.json" &
 launcher=$!
 python3 - "$launcher" "$runs/crowd" <<'PY'
 import json, os, sys, time, subprocess, pathlib

@@ -89,7 +89,7 @@ def summary(pairs):
 
 def tables(found):
     for task, (title, about) in TASKS.items():
-        rows = {names: summary(pairs) for (name, *names), pairs in ((k, v) for k, v in found.items()) if name == task for names in [tuple(names)]}
+        rows = {names: summary(pairs) for (name, *names), pairs in ((k, v) for k, v in found.items()) if name == task and len(pairs) >= 3 for names in [tuple(names)]}
         tokens = statistics.mean(row["tokens"] for key, pairs in found.items() if key[0] == task for row, _ in pairs)
         yield f"\n### {title}\n\n{tokens:.0f} tokens of {HIDDEN[task]} features in a step of a client.\n"
         yield "| activations | gradients | adapters | kB up | kB down | MB a round | smaller | loss | against f32 | accuracy | seeds |"
@@ -130,7 +130,7 @@ def plot(found):
         axis.axhline(0, color="#888888", linewidth=0.8)
         points = []
         for (name, activations, gradients, adapters), pairs in found.items():
-            if name != task or adapters != "f32":
+            if name != task or adapters != "f32" or len(pairs) < 3:
                 continue
             line = summary(pairs)
             kind, colour, marker, _ = next(kind for kind in KINDS if kind[3](activations, gradients))

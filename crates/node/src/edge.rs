@@ -230,8 +230,11 @@ impl Edge {
         self.seats.keys().copied().collect::<Vec<u32>>().into_iter().for_each(|client| self.forget(client));
         self.seats.retain(|_, seat| !seat.gone);
         for seat in self.seats.values_mut() {
-            seat.round = None;
-            seat.answers.clear();
+            // The next round may be begun before the last one's adapter is in force: its steps come after.
+            if seat.round.is_none_or(|under_way| under_way <= round) {
+                seat.round = None;
+                seat.answers.clear();
+            }
             if let Some(stage) = &mut seat.own {
                 load_whole(stage, &part(&global, stage))?;
                 if reset {

@@ -202,6 +202,17 @@ async fn the_same_seed_gives_the_same_bytes() {
     assert_eq!(run(&plan, &cuts).await.0, run(&plan, &cuts).await.0);
 }
 
+/// Rounds follow one another without an evaluation in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_need_no_evaluation_between_them() {
+    let often = Plan { rounds: 4, ..plan() };
+    let seldom = Plan { evaluate_every: 0, ..often.clone() };
+    let cuts = [(1, None), (1, Some(1))];
+    let ((state, report, ..), (other, ..)) = (run(&seldom, &cuts).await, run(&often, &cuts).await);
+    assert_eq!(report.evaluations.iter().map(|(round, _)| *round).collect::<Vec<_>>(), [0, 4]);
+    assert!(state == other, "evaluating changes nothing");
+}
+
 /// bf16 halves the bytes and learns all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn bf16_halves_the_bytes() {
