@@ -5,6 +5,8 @@
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/chaos.rs"]
+mod chaos;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/keys.rs"]
