@@ -8,7 +8,7 @@ program=${CUTLAYER:-${CARGO_TARGET_DIR:-$here/target}/release/cutlayer}
 for experiment in quickstart shakespeare; do
     for pipeline in exact stale=1 stale=2 stale=4 stale=8; do
         for seed in 1 2 3; do
-            name=$experiment-$pipeline-$seed
+            name=$experiment-${pipeline/=/-}-$seed
             [ -e "$out/$name/summary.json" ] || "$program" run "$here/experiments/$experiment/run.toml" --runs "$out" --quiet --format json \
                 --set name="\"$name\"" --set seed=$seed --set train.pipeline="\"$pipeline\"" --set split.server_adapters='"per_client"' \
                 --set train.evaluate_every=0 >/dev/null
@@ -28,7 +28,7 @@ exact = {}
 for pipeline in ["exact", "stale=1", "stale=2", "stale=4", "stale=8"]:
     cells = []
     for experiment in ["quickstart", "shakespeare"]:
-        losses = [last(f"{experiment}-{pipeline}-{seed}") for seed in (1, 2, 3)]
+        losses = [last(f"{experiment}-{pipeline.replace(chr(61), chr(45))}-{seed}") for seed in (1, 2, 3)]
         exact.setdefault(experiment, losses)
         worse = [100 * (loss / base - 1) for loss, base in zip(losses, exact[experiment])]
         mean = statistics.mean(losses)

@@ -7,8 +7,10 @@
 use cutlayer_wire::{Frame, StepId};
 use std::collections::BTreeMap;
 
-/// The most that is kept of a client's answers. Of older ones only that they were given is known.
-const BYTES_MAX: u64 = 64 << 20;
+/// The most that is kept of all clients' answers, beside those in flight: enough for a round of a few dozen clients with small encodings.
+const BYTES_MAX: u64 = 1 << 30;
+/// The most that is kept of one client's.
+const CLIENT_BYTES_MAX: u64 = 64 << 20;
 
 /// What is known of a step that came.
 #[derive(Debug, PartialEq)]
@@ -27,14 +29,22 @@ struct Kept {
     last: Option<Frame>,
 }
 
-/// A client's answers.
-#[derive(Default)]
+/// A client's answers. Of those that are dropped, the oldest first, only that they were given is known.
 pub(crate) struct Answers {
     kept: BTreeMap<StepId, Kept>,
     bytes: u64,
+    bytes_max: u64,
+    /// Steps that may be under way, whose answers are kept whatever their bytes.
+    in_flight: usize,
 }
 
 impl Answers {
+    /// Those of one of `clients`, which has up to `in_flight` micro-batches under way.
+    pub fn new(clients: u32, in_flight: usize) -> Self {
+        let bytes_max = CLIENT_BYTES_MAX.min(BYTES_MAX / u64::from(clients.max(1)));
+        Self { kept: BTreeMap::new(), bytes: 0, bytes_max, in_flight }
+    }
+
     /// What is known of a step that opens with `opening`; `remembered` where its payload depends on what the two sides remember, so that
     /// a sender that forgot says the same in other bytes.
     pub fn opened(&self, opening: &Frame, remembered: bool) -> Known {
@@ -79,12 +89,14 @@ impl Answers {
 
     /// A new round: nobody asks for the last one's any more.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        self.kept.clear();
+        self.bytes = 0;
     }
 
     fn drop_oldest(&mut self) {
-        let mut steps = self.kept.values_mut();
-        while self.bytes > BYTES_MAX {
+        let droppable = self.kept.len().saturating_sub(self.in_flight);
+        let mut steps = self.kept.values_mut().take(droppable);
+        while self.bytes > self.bytes_max {
             let Some(kept) = steps.next() else { return };
             let dropped = [kept.first.take(), kept.last.take()];
             self.bytes -= dropped.iter().flatten().map(size).sum::<u64>();
@@ -130,7 +142,7 @@ mod tests {
     /// Goal: the same question has the same answer, another one none. Method: a step again, with other contents, another step.
     #[test]
     fn a_step_is_answered_as_it_was() {
-        let mut answers = Answers::default();
+        let mut answers = Answers::new(1, 1);
         let first = opening(0, 1, 4);
         answers.keep(&first, false, &answer(&first));
         assert_eq!(answers.opened(&first, false), Known::Answer(answer(&first)));
@@ -146,23 +158,31 @@ mod tests {
     /// Goal: where samples are remembered, a sender that forgot is known by its samples. Method: other bytes of the same lengths.
     #[test]
     fn remembered_samples_may_travel_otherwise() {
-        let mut answers = Answers::default();
+        let mut answers = Answers::new(1, 1);
         let first = opening(0, 1, 4);
         answers.keep(&first, true, &answer(&first));
         assert_eq!(answers.opened(&opening(0, 2, 4), true), Known::Answer(answer(&first)));
         assert!(matches!(answers.opened(&opening(0, 2, 5), true), Known::Refused(_)));
     }
 
-    /// Goal: memory is bounded, and what was dropped is never computed twice. Method: more answers than fit.
+    /// Goal: memory is bounded, what was dropped is never computed twice, and what is under way never dropped. Method: more answers than
+    /// fit, for one client and for one of a thousand.
     #[test]
     fn old_answers_are_dropped_and_not_forgotten() {
-        let mut answers = Answers::default();
+        let mut crowded = Answers::new(1000, 2);
+        for index in 0..4 {
+            let opening = opening(index, 0, 1 << 20);
+            crowded.keep(&opening, false, &answer(&opening));
+        }
+        let known = |index| crowded.opened(&opening(index, 0, 1 << 20), false);
+        assert!(matches!((known(1), known(2), known(3)), (Known::Refused(_), Known::Answer(_), Known::Answer(_))));
+        let mut answers = Answers::new(1, 1);
         let large = 5 << 20;
         for index in 0..5 {
             let opening = opening(index, 0, large);
             answers.keep(&opening, false, &answer(&opening));
         }
-        assert!(answers.bytes <= BYTES_MAX);
+        assert!(answers.bytes <= CLIENT_BYTES_MAX);
         assert!(matches!(answers.opened(&opening(0, 0, large), false), Known::Refused(_)));
         assert!(matches!(answers.opened(&opening(4, 0, large), false), Known::Answer(_)));
     }

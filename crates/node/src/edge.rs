@@ -69,6 +69,8 @@ pub(crate) struct Edge {
     kept: BTreeMap<u32, Moments>,
     clock: PhaseClock,
     checkpointing: bool,
+    /// Clients that share what is kept of answers.
+    clients: u32,
 }
 
 /// What a server's side of a run is, between two rounds, beside the global adapter.
@@ -108,6 +110,7 @@ impl Edge {
             kept: BTreeMap::new(),
             clock,
             checkpointing,
+            clients: 1,
         };
         if edge.plan.server_adapters == ServerAdapters::Shared {
             edge.shared = Some(edge.stage(first..blocks, head)?);
@@ -130,6 +133,12 @@ impl Edge {
             stage.adapter_mut().set_moments(&moments)?;
         }
         Ok(self)
+    }
+
+    /// The same for a run of so many clients.
+    pub fn shared_by(mut self, clients: u32) -> Self {
+        self.clients = clients;
+        self
     }
 
     /// What has to be kept to go on from here: between two rounds, the global adapter is all else.
@@ -167,7 +176,7 @@ impl Edge {
             updated: false,
             doing: BTreeMap::new(),
             begun: BTreeMap::new(),
-            answers: Answers::default(),
+            answers: Answers::new(self.clients, self.plan.pipeline.in_flight()),
             known: Remembered::of(encodings),
             encodings,
         };

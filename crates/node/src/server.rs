@@ -196,10 +196,10 @@ pub async fn serve(
     let device = config.compute.device.open()?;
     let plan = config.plan.clone();
     let (first, head) = (usize::from(config.first_block), config.head);
-    let (phases, compute, round) = (config.phases, config.compute, about.progress.round);
+    let (phases, compute, round, clients) = (config.phases, config.compute, about.progress.round, config.clients_expected);
     let load = move || {
         let edge = Edge::load(&folder, (compute, &device), plan, first, head, global)?;
-        edge.timed(phases).resumed(round, kept)
+        edge.timed(phases).shared_by(clients).resumed(round, kept)
     };
     let edge = Compute::start("edge", load).await?;
     // Steps on a shared adapter follow one another, and those whose phases are timed have a time each.

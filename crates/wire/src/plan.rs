@@ -88,6 +88,11 @@ impl Pipeline {
     /// The most micro-batches of one client that may be in flight: what both sides keep of each is memory.
     pub const IN_FLIGHT_MAX: u32 = 32;
 
+    /// The most micro-batches of one client that are under way.
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.micro_batches) * (usize::from(self.staleness) + 1)
+    }
+
     /// Checks both fields.
     pub fn validate(&self) -> Result<(), PlanError> {
         let Self { micro_batches, staleness } = *self;

@@ -14,8 +14,7 @@ use crate::prepare::rectangle;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link, StepStream};
 use cutlayer_wire::{
-    AdapterLimits, AdapterState, Frame, FrameFlags, FrameKind, FrameLimits, Message, Pipeline, ServerSession, SessionError, SessionEvent,
-    Weighting,
+    AdapterLimits, AdapterState, Frame, FrameFlags, FrameKind, FrameLimits, Message, ServerSession, SessionError, SessionEvent, Weighting,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -130,10 +129,8 @@ impl Session {
     /// flight.
     async fn serve_steps(self: Arc<Self>) -> Result<String, NodeError> {
         let (trouble, mut troubles) = mpsc::channel(1);
-        let Pipeline { micro_batches, staleness } = self.hub.plan.pipeline;
-        let in_flight = usize::from(micro_batches) * (usize::from(staleness) + 1);
         // One more, whose bytes come in while the others wait.
-        let room = Arc::new(Semaphore::new(in_flight + 1));
+        let room = Arc::new(Semaphore::new(self.hub.plan.pipeline.in_flight() + 1));
         loop {
             let permit = room.clone().acquire_owned().await.expect("nobody closes it");
             let mut stream = tokio::select! {
