@@ -1,6 +1,6 @@
 //! What each encoding keeps of real activations and gradients, in how many bytes, and how long the device takes over them.
 //!
-//! `cargo run --release --example encodings -- ADAPTER RUN_FILE [KEY=VALUE ..]`: the first batch of client 0 of the run file,
+//! `cargo run --release --example encodings_of_run -- ADAPTER RUN_FILE [KEY=VALUE ..]`: the first batch of client 0 of the run file,
 //! with a trained adapter of that run (`-` for none), at its first cut. One line of JSON an encoding; `compute_ms` is what both sides
 //! compute on that batch in the same process, and what encoding is to be held against.
 
