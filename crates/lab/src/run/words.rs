@@ -18,7 +18,9 @@ pub fn describe(event: &Event, name: impl Fn(u32) -> String) -> Option<String> {
         Event::Away { name, reason, .. } => format!("{name} is cut off: {reason}; waiting for it to come back"),
         Event::Back { name, seconds: gone, resumed, .. } => {
             let how = if *resumed { "goes on where it was" } else { "begins its round again" };
-            format!("{name} is back after {} and {how}", seconds(*gone))
+            // One that comes back before it was missed was gone for no time.
+            let after = if *gone > 0.0 { format!(" after {}", seconds(*gone)) } else { String::new() };
+            format!("{name} is back{after} and {how}")
         }
         Event::Resumed { round, starts } => format!("start {starts} of this run: it goes on after round {round}"),
         Event::Refused { peer, reason } if peer.is_empty() => format!("turned a connection away: {reason}"),
