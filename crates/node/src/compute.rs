@@ -46,39 +46,18 @@ impl<S: 'static> Compute<S> {
         Ok(Self { jobs })
     }
 
-    /// Runs `job` on the state and returns what it returns. A panic in it is an error for this job alone.
+    /// Runs `job` on the state and returns what it returns. A panic in it is an error for this job alone. Once in the queue it runs,
+    /// whether or not anybody still waits for it.
     pub async fn run<R: Send + 'static>(&self, what: &'static str, job: impl FnOnce(&mut S) -> R + Send + 'static) -> Result<R, NodeError> {
-        self.submit(what, job).await?.result().await
-    }
-
-    /// The same, but returns once the job is in the queue: jobs that were submitted one after the other run so. It runs whether or not
-    /// anybody waits for what it returns.
-    pub async fn submit<R: Send + 'static>(
-        &self,
-        what: &'static str,
-        job: impl FnOnce(&mut S) -> R + Send + 'static,
-    ) -> Result<Submitted<R>, NodeError> {
         let (done, result) = oneshot::channel();
+        let panicked = || NodeError::Panicked { during: what.into() };
         let job: Job<S> = Box::new(move |state| {
             if let Ok(value) = catch_unwind(AssertUnwindSafe(|| job(state))) {
                 // The asker may have gone; its answer goes with it.
                 let _ = done.send(value);
             }
         });
-        self.jobs.send(job).await.map_err(|_| NodeError::Panicked { during: what.into() })?;
-        Ok(Submitted { what, result })
-    }
-}
-
-/// A job in the queue.
-pub(crate) struct Submitted<R> {
-    what: &'static str,
-    result: oneshot::Receiver<R>,
-}
-
-impl<R> Submitted<R> {
-    /// What it returns, once it has run.
-    pub async fn result(self) -> Result<R, NodeError> {
-        self.result.await.map_err(|_| NodeError::Panicked { during: self.what.into() })
+        self.jobs.send(job).await.map_err(|_| panicked())?;
+        result.await.map_err(|_| panicked())
     }
 }

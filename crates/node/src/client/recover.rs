@@ -1,7 +1,7 @@
 //! A connection that is lost, and the next one.
 
 use super::door::{Door, Entered, Pauses};
-use super::{Break, Client, Sent};
+use super::{Break, Client};
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
 use crate::stop::Stop;
@@ -82,13 +82,8 @@ impl Client<'_> {
             Some(ask) if self.doing == Some(ask) && !self.session.answered(ask) => {}
             // What was sent did not arrive.
             Some(ask) if self.session.answered(ask) => {
-                let sent = match &self.sent {
-                    Some(Sent::Update(update)) => self.route.link.send_adapter(update).await,
-                    Some(Sent::Scores(scores)) => self.control.send(scores).await,
-                    None => Ok(()),
-                };
                 // A connection that is lost again says so to whoever uses it next.
-                sent.or_else(|lost| if lost.is_lost() { Ok(()) } else { Err(lost) })?;
+                self.hand_over().await.or_else(|lost| if lost.is_lost() { Ok(()) } else { Err(lost) })?;
             }
             other => self.asked = other,
         }

@@ -10,6 +10,7 @@ use crate::side::{ClientSide, Doing};
 use crate::state::RoundStart;
 use cutlayer_data::Batch;
 use cutlayer_model::Moments;
+use cutlayer_transport::LinkError;
 use cutlayer_wire::{EvalSums, Frame, FrameKind, Message, RoundId, StepId, Weighting};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -119,14 +120,18 @@ impl Client<'_> {
 
     /// Sends the update or the scores. Whether they arrive shows when the next connection says what is still waited for.
     async fn send_answer(&mut self) -> Result<(), Break> {
-        let sent = match &self.sent {
+        match self.hand_over().await {
+            Ok(()) => Ok(()),
+            Err(lost) => self.resume(lost.into()).await,
+        }
+    }
+
+    /// The update or the scores, over the connection that there is.
+    pub(super) async fn hand_over(&mut self) -> Result<(), LinkError> {
+        match &self.sent {
             Some(Sent::Update(update)) => self.route.link.send_adapter(update).await,
             Some(Sent::Scores(scores)) => self.control.send(scores).await,
             None => Ok(()),
-        };
-        match sent {
-            Ok(()) => Ok(()),
-            Err(lost) => self.resume(lost.into()).await,
         }
     }
 

@@ -64,8 +64,7 @@ impl Edge {
             match self.answered(client, &frame) {
                 Ok(None) => {}
                 Ok(Some(answer)) => {
-                    let over = answer.header.kind != FrameKind::Hidden;
-                    answers[place] = Some(Ok(Opened { answer, over }));
+                    answers[place] = Some(self.opened(client, answer));
                     continue;
                 }
                 Err(error) => {
@@ -113,11 +112,17 @@ impl Edge {
     }
 
     /// Keeps what a step was answered.
-    fn kept(&mut self, client: u32, frame: &Frame, answer: Frame) -> Opened {
-        let (remembered, seat) = self.seat_of(client).expect("it entered");
+    fn kept(&mut self, client: u32, frame: &Frame, answer: Frame) -> Result<Opened, NodeError> {
+        let (remembered, seat) = self.seat_of(client)?;
         seat.answers.keep(frame, remembered, &answer);
-        let over = answer.header.kind != FrameKind::Hidden && !seat.begun.contains_key(&frame.header.step.index());
-        Opened { answer, over }
+        self.opened(client, answer)
+    }
+
+    /// An answer, new or kept, with what it means for its step: one whose other micro-batches are still to come is not over.
+    fn opened(&mut self, client: u32, answer: Frame) -> Result<Opened, NodeError> {
+        let (_, seat) = self.seat_of(client)?;
+        let over = answer.header.kind != FrameKind::Hidden && !seat.begun.contains_key(&answer.header.step.index());
+        Ok(Opened { answer, over })
     }
 
     /// Takes in the frame that opens a step.
@@ -151,7 +156,7 @@ impl Edge {
         let encoding = seat.encodings.activations.forgetful();
         let payload = self.write(client, header.step, FrameKind::Hidden, encoding, hidden)?;
         self.clock.end(Phase::Encode);
-        Ok(self.kept(client, &frame, Frame::hidden(&header, encoding, payload)))
+        self.kept(client, &frame, Frame::hidden(&header, encoding, payload))
     }
 
     /// Runs the blocks and the head of steps of different clients, as one.
@@ -196,7 +201,7 @@ impl Edge {
         }
         let answer = self.answer(step.client, &step.frame, gradient.filter(|_| step.train), sums)?;
         self.clock.end(Phase::Encode);
-        Ok(self.kept(step.client, &step.frame, answer))
+        self.kept(step.client, &step.frame, answer)
     }
 
     /// Answers the gradient of a U-shaped step with the gradient at the cut.

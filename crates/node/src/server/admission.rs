@@ -56,7 +56,7 @@ pub(super) async fn admit(
             return Ok(None);
         }
     };
-    let keys = client_keys(hub, hello_cut(&seat), seat.hello.tail.map(usize::from))?;
+    let keys = client_keys(hub, seat.hello.cut.into(), seat.hello.tail.map(usize::from))?;
     if new {
         take_in(hub, &seat, keys.clone()).await?;
     }
@@ -93,10 +93,6 @@ pub(super) async fn admit(
             Ok(None)
         }
     }
-}
-
-fn hello_cut(seat: &Seat) -> usize {
-    seat.hello.cut.into()
 }
 
 /// Gives a new client its layers on the server, and tells the coordinator of it.

@@ -208,7 +208,10 @@ impl Session {
             });
         }
         part.sums = opened.answer.header.sums();
-        if train && opened.over {
+        if train && opened.answer.header.kind == FrameKind::Failed {
+            // The client gives the round up: nobody waits for its steps.
+            self.hub.turns.leave(frame.header.round, client);
+        } else if train && opened.over {
             self.hub.turns.done(client, step);
         }
         if train && !again && opened.answer.header.kind != FrameKind::Failed {
