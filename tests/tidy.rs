@@ -16,22 +16,25 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("data", &[]),
     ("durable", &["wire"]),
     ("federation", &["wire"]),
+    ("generation", &["wire"]),
+    ("api", &["generation", "wire"]),
     ("model", &["durable", "wire"]),
     ("transport", &["durable", "wire"]),
-    ("node", &["data", "durable", "federation", "model", "transport", "wire"]),
-    ("lab", &["data", "durable", "federation", "model", "node", "transport", "wire"]),
+    ("node", &["data", "durable", "federation", "generation", "model", "transport", "wire"]),
+    ("lab", &["data", "durable", "federation", "generation", "model", "node", "transport", "wire"]),
 ];
 
 /// The one door of each heavy dependency: who may list it in a manifest, and the path that may name it in code.
 const DOORS: &[(&str, &str, &str)] = &[
     ("anyhow", "cutlayer", "src/"),
+    ("axum", "cutlayer-api", "crates/api/"),
     ("bincode", "cutlayer-wire", "crates/wire/src/codec.rs"),
     ("burn", "cutlayer-model", "crates/model/"),
     ("quinn", "cutlayer-transport", "crates/transport/"),
 ];
 
 /// Crates that know no clock, socket or file, so that every failure replays from its events.
-const PURE: &[&str] = &["federation", "wire"];
+const PURE: &[&str] = &["federation", "generation", "wire"];
 
 /// What a pure crate may not name in `src`.
 const IMPURE: &[&str] = &["std::fs", "std::net", "std::time", "tokio"];

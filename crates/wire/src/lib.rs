@@ -16,6 +16,7 @@ mod frame;
 mod frame_error;
 mod frame_header;
 mod frame_limits;
+mod generate;
 mod ids;
 mod memory;
 mod message;
@@ -35,6 +36,10 @@ pub use frame::{Frame, REASON_BYTES_MAX, shorten_reason};
 pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
 pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};
 pub use frame_limits::{BodyPlan, FRAME_BYTES_MAX, FrameLimits};
+pub use generate::{
+    DeviceRecord, Drawn, FailureCode, Open, PAGE_TOKENS, PREFIX_PAGES_MAX, PageDigest, RECORD_HEADER_BYTES, RECORD_ROWS_MAX, RecordLimits,
+    RowsRecord, SamplingSpec, ServerRecord, TOP_LOGPROBS_MAX, Wanted,
+};
 pub use ids::{BaseHash, CutPoint, IdError, MICRO_BATCHES_MAX, PeerId, RoundId, STEPS_MAX, StepId};
 pub use memory::{DifferenceReceiver, DifferenceSender, Differences, Feedback, MemoryBound, MemoryError, Sample};
 pub use message::{Ask, ENCODINGS_MAX, EvalSums, Message, MessageError, NAME_BYTES_MAX, PROTOCOL_VERSION, RefusalCode, Resume, RunId};

@@ -1,0 +1,6 @@
+//! What generation decides: which token is next, when to stop, what to guess, which pages a sequence holds, whose turn it is, and what
+//! stays on the device.
+//!
+//! Pure: numbers and ids come in as arguments, decisions go out as values. It knows no clock, socket, file or tensor library.
+
+#![forbid(unsafe_code)]
