@@ -1,7 +1,7 @@
 //! Why a link cannot be had, or ended: sentences for the person who must mend it.
 
 use crate::tls::alert;
-use cutlayer_wire::{AdapterFrameError, CodecError, FrameError, PeerId};
+use cutlayer_wire::{AdapterFrameError, CodecError, FrameError, PeerId, RecordError};
 use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 
@@ -22,6 +22,8 @@ pub(crate) mod close {
     pub const REPLACED: VarInt = VarInt::from_u32(3);
     /// This connection is given up, its peer is not.
     pub const BROKEN: VarInt = VarInt::from_u32(4);
+    /// Of a stream, not of a connection: its session was given up.
+    pub const CANCELLED: VarInt = VarInt::from_u32(5);
 }
 
 /// A link that could not be set up, or is lost.
@@ -178,6 +180,17 @@ pub enum LinkError {
         /// What was going on.
         during: &'static str,
     },
+    /// The peer gave one session up; the connection lives.
+    #[error("{addr} gave the session up while {during}: open it again if it is still wanted")]
+    Cancelled {
+        /// The peer.
+        addr: SocketAddr,
+        /// What was going on.
+        during: &'static str,
+    },
+    /// A session's record out of bounds.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// A step frame out of bounds.
     #[error(transparent)]
     Frame(#[from] FrameError),

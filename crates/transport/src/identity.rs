@@ -112,6 +112,14 @@ impl Identity {
         self.peer
     }
 
+    /// A key for something else, which only who holds this one can make: the same for the same context, from which nothing is learnt of this
+    /// key or of that of another context (BLAKE3's `derive_key`).
+    ///
+    /// `context` is a constant of the program that no other use has, such as "cutlayer 2026-11 prefix digests".
+    pub fn derive(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, self.secret())
+    }
+
     /// Bytes that only who holds the key has.
     pub(crate) fn secret(&self) -> &[u8] {
         self.key.serialized_der()
@@ -176,6 +184,20 @@ mod tests {
         let data = fs::metadata(folder.path().join(KEY_FILE)).expect("it is there");
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o777, 0o600);
         assert_eq!(format!("{alice:?}"), format!("Identity({})", alice.peer_id()));
+    }
+
+    /// Goal: a derived key lasts as long as the key, and says nothing of others. Method: derive before and after saving, for two
+    /// contexts and for two keys.
+    #[test]
+    fn derived_keys_last_and_differ() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let alice = Identity::generate().expect("randomness");
+        alice.save(folder.path()).expect("writable");
+        let derived = alice.derive("cutlayer test a");
+        assert_eq!(Identity::load(folder.path()).expect("saved").derive("cutlayer test a"), derived);
+        assert_ne!(alice.derive("cutlayer test b"), derived);
+        assert_ne!(Identity::generate().expect("randomness").derive("cutlayer test a"), derived);
+        assert!(!alice.secret().windows(32).any(|bytes| bytes == derived));
     }
 
     /// Goal: another kind of key, or none, is named as such. Method: a P-256 key and noise.

@@ -14,6 +14,7 @@ mod connect;
 mod control;
 mod emulated;
 mod error;
+mod generate;
 mod identity;
 mod line;
 mod link;
@@ -35,7 +36,8 @@ pub use emulated::{
     Span, Timetable,
 };
 pub use error::LinkError;
+pub use generate::{DeviceStream, GenerateReceiver, GenerateSender, GenerateStream, ServerStream};
 pub use identity::{Identity, IdentityError};
-pub use link::{Link, LinkStats};
+pub use link::{Link, LinkStats, SESSION_STREAMS_MAX};
 pub use server::Server;
 pub use step::StepStream;

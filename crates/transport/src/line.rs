@@ -4,7 +4,7 @@
 
 use crate::closing::Closing;
 use crate::config::LinkConfig;
-use crate::error::{LinkError, Place};
+use crate::error::{LinkError, Place, close};
 use bytes::Bytes;
 use quinn::{Connection, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use std::time::Duration;
@@ -121,6 +121,7 @@ impl Line {
     pub async fn read_error(&self, error: ReadError, during: &'static str) -> LinkError {
         match error {
             ReadError::ConnectionLost(error) => self.place.error(error, during),
+            ReadError::Reset(close::CANCELLED) => LinkError::Cancelled { addr: self.place.addr, during },
             other => self.reason_or(self.lost(other.to_string(), during), during).await,
         }
     }
@@ -128,6 +129,7 @@ impl Line {
     pub async fn write_error(&self, error: WriteError, during: &'static str) -> LinkError {
         match error {
             WriteError::ConnectionLost(error) => self.place.error(error, during),
+            WriteError::Stopped(close::CANCELLED) => LinkError::Cancelled { addr: self.place.addr, during },
             WriteError::Stopped(_) => self.reason_or(self.lost("the peer reads no more of it".into(), during), during).await,
             other => self.reason_or(self.lost(other.to_string(), during), during).await,
         }

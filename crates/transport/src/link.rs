@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::error::{LinkError, close};
+use crate::generate::{DeviceStream, ServerStream};
 use crate::line::Line;
 use crate::outbox::Outbox;
 use crate::step::StepStream;
@@ -15,6 +16,8 @@ use std::time::Duration;
 const CONTROL_PRIORITY: i32 = 2;
 /// Steps go before adapters, whose priority is QUIC's 0: a client waits for its gradient, nobody for an adapter alone.
 const STEP_PRIORITY: i32 = 1;
+/// Sessions that one peer may have open at most: each takes some hundred bytes before it says anything.
+pub const SESSION_STREAMS_MAX: u32 = 4096;
 /// How long the last words may take to arrive when a link closes.
 pub(crate) const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -88,6 +91,26 @@ impl Link {
         // To a stream that was just opened that always succeeds.
         let _ = send.set_priority(STEP_PRIORITY);
         StepStream::new(self.line.clone(), send, receive)
+    }
+
+    /// Opens a stream for one session of a model that generates. The server sees it when the first record comes. Waits while the server
+    /// allows no more, at most as long as a step may take.
+    pub async fn open_generate(&self) -> Result<DeviceStream, LinkError> {
+        let (send, receive) = self.open("opening a session").await?;
+        Ok(DeviceStream::new(self.line.clone(), send, receive))
+    }
+
+    /// Waits for the device's next session, as long as the connection lives. Cancel-safe.
+    pub async fn accept_generate(&self) -> Result<ServerStream, LinkError> {
+        let (send, receive) = self.accept("waiting for a session").await?;
+        Ok(ServerStream::new(self.line.clone(), send, receive))
+    }
+
+    /// Lets the peer have so many sessions open at once, at most [`SESSION_STREAMS_MAX`], beside its control stream. A connection begins
+    /// with what steps need. Unread bytes stay bounded by the connection's window, however many share it.
+    pub fn allow_sessions(&self, sessions_max: u32) {
+        let streams = sessions_max.min(SESSION_STREAMS_MAX) + 1;
+        self.line.connection.set_max_concurrent_bi_streams(streams.into());
     }
 
     async fn open(&self, during: &'static str) -> Result<(SendStream, RecvStream), LinkError> {

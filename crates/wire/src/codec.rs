@@ -9,7 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::adapter_frame::MANIFEST_BYTES_MAX;
+use crate::generate::Open;
 use crate::message::{Message, MessageError, PROTOCOL_VERSION};
+use crate::record::OPEN_BYTES_MAX;
 
 /// The largest control message, its length prefix not counted.
 pub const CONTROL_BYTES_MAX: usize = 1 << 20;
@@ -17,8 +19,8 @@ pub const CONTROL_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the little-endian length before each control message.
 pub const CONTROL_PREFIX_BYTES: usize = 4;
 
-/// Where Hello stands in [`Message`]: its version is read even when the rest cannot be.
-const HELLO_VARIANT: u32 = 0;
+/// Where Hello and HelloGenerate stand in [`Message`]: their version is read even when the rest cannot be.
+const HELLO_VARIANTS: [u32; 2] = [0, 9];
 
 /// One manifest entry: a tensor's name and its shape.
 pub(crate) type ManifestEntry = (String, Vec<u32>);
@@ -94,7 +96,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, CodecError> {
     }
     let config = standard().with_limit::<CONTROL_BYTES_MAX>();
     // Another version may have another Hello: report the version, not the first byte that surprised us.
-    if let Ok(((HELLO_VARIANT, theirs), _)) = from_bytes::<(u32, u16), _>(bytes, config)
+    if let Ok(((variant, theirs), _)) = from_bytes::<(u32, u16), _>(bytes, config)
+        && HELLO_VARIANTS.contains(&variant)
         && theirs != PROTOCOL_VERSION
     {
         return Err(CodecError::Version { ours: PROTOCOL_VERSION, theirs });
@@ -116,6 +119,17 @@ pub(crate) fn encode_manifest(entries: &[ManifestEntry]) -> Vec<u8> {
 /// The manifest in `bytes` and how many of them it took.
 pub(crate) fn decode_manifest(bytes: &[u8]) -> Result<(Vec<ManifestEntry>, usize), String> {
     from_bytes(bytes, standard().with_limit::<MANIFEST_BYTES_MAX>())
+}
+
+/// The bytes of what opens a session.
+pub(crate) fn encode_open(open: &Open) -> Vec<u8> {
+    to_bytes(open)
+}
+
+/// What opens a session, in bytes that hold it and nothing else.
+pub(crate) fn decode_open(bytes: &[u8]) -> Result<Open, String> {
+    let (open, consumed) = from_bytes(bytes, standard().with_limit::<OPEN_BYTES_MAX>())?;
+    if consumed == bytes.len() { Ok(open) } else { Err(format!("it ends after {consumed} of {} B", bytes.len())) }
 }
 
 fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {

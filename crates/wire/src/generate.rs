@@ -5,6 +5,9 @@
 //! again: the server says how many rows it holds, and the device sends what is missing.
 
 use crate::encoding::Encoding;
+use crate::message::NAME_BYTES_MAX;
+use crate::record::POSITIONS_MAX;
+use crate::record_error::RecordError;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a record's header.
@@ -17,6 +20,8 @@ pub const PAGE_TOKENS: u32 = 16;
 pub const PREFIX_PAGES_MAX: usize = 8192;
 /// Most likeliest tokens that an answer lists beside the chosen one.
 pub const TOP_LOGPROBS_MAX: u8 = 20;
+/// Most tokens whose logits are shifted.
+pub const LOGIT_BIASES_MAX: usize = 1024;
 
 /// Names a page of a prefix, and all before it: a keyed hash of the tokens, under a key that stays on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -180,4 +185,59 @@ pub struct RecordLimits {
     pub encoding: Encoding,
     /// Longest sequence.
     pub positions_max: u32,
+}
+
+impl Open {
+    /// What any reader allows of this: the sender's own check.
+    pub(crate) fn widest(&self) -> RecordLimits {
+        RecordLimits { hidden: 0, encoding: Encoding::F32, positions_max: POSITIONS_MAX }
+    }
+
+    /// Refuses what no reader could act on. Whether the adapter exists and the sequence fits are the server's to say, in words of the session.
+    pub fn check(&self, limits: &RecordLimits) -> Result<(), RecordError> {
+        let positions_max = limits.positions_max.min(POSITIONS_MAX) as usize;
+        if let Some(adapter) = &self.adapter {
+            let shown = format!("of {} B", adapter.len());
+            require((1..=NAME_BYTES_MAX).contains(&adapter.len()), "adapter", shown, "give a name of 1 to 128 bytes, or none")?;
+        }
+        require(self.tokens_max >= 1, "tokens_max", self.tokens_max, "a sequence has a token")?;
+        require(self.prefix.len() <= PREFIX_PAGES_MAX, "prefix", self.prefix.len(), "name at most 8192 pages")?;
+        let (first, generated) = (self.generated.0 as usize, self.generated.1.len());
+        require(
+            generated <= positions_max && first <= positions_max && first + generated <= positions_max + 1,
+            "generated",
+            format_args!("{generated} from {first} on"),
+            "no sequence is that long",
+        )?;
+        self.sampling.as_ref().map_or(Ok(()), SamplingSpec::check)
+    }
+}
+
+impl SamplingSpec {
+    /// Refuses numbers that no logits can be divided by, raised by or cut at.
+    pub fn check(&self) -> Result<(), RecordError> {
+        let Self { temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } = *self;
+        let positive = |value: f32| value.is_finite() && value > 0.0;
+        require(temperature == 0.0 || positive(temperature), "temperature", temperature, "give 0, or a finite number above it")?;
+        require((0.0..=1.0).contains(&top_p), "top_p", top_p, "give a probability")?;
+        require((0.0..=1.0).contains(&min_p), "min_p", min_p, "give a share from 0 to 1")?;
+        require(positive(repetition_penalty), "repetition_penalty", repetition_penalty, "give a finite number above 0; 1 is none")?;
+        for (field, penalty) in [("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty)] {
+            require(penalty.is_finite(), field, penalty, "give a finite number; 0 is none")?;
+        }
+        require(self.logit_bias.len() <= LOGIT_BIASES_MAX, "logit_bias", self.logit_bias.len(), "shift at most 1024 tokens")?;
+        for (id, bias) in &self.logit_bias {
+            require(bias.is_finite(), "logit_bias", format_args!("{bias} for token {id}"), "give a finite number; -100 bans a token")?;
+        }
+        let logprobs = self.logprobs.unwrap_or(0);
+        require(logprobs <= TOP_LOGPROBS_MAX, "logprobs", logprobs, "ask for at most 20 tokens")
+    }
+}
+
+/// Refuses a field of `Open` unless `holds`.
+fn require(holds: bool, field: &'static str, found: impl std::fmt::Display, remedy: &'static str) -> Result<(), RecordError> {
+    if holds {
+        return Ok(());
+    }
+    Err(RecordError::Open { field, found: found.to_string(), remedy })
 }

@@ -22,6 +22,9 @@ mod memory;
 mod message;
 mod plan;
 mod plan_parts;
+mod record;
+mod record_body;
+mod record_error;
 mod session;
 mod tensor;
 
@@ -37,13 +40,18 @@ pub use frame_error::{Bound, FrameError, LABEL_IGNORED};
 pub use frame_header::{FRAME_HEADER_BYTES, FrameFlags, FrameHeader, FrameKind};
 pub use frame_limits::{BodyPlan, FRAME_BYTES_MAX, FrameLimits};
 pub use generate::{
-    DeviceRecord, Drawn, FailureCode, Open, PAGE_TOKENS, PREFIX_PAGES_MAX, PageDigest, RECORD_HEADER_BYTES, RECORD_ROWS_MAX, RecordLimits,
-    RowsRecord, SamplingSpec, ServerRecord, TOP_LOGPROBS_MAX, Wanted,
+    DeviceRecord, Drawn, FailureCode, LOGIT_BIASES_MAX, Open, PAGE_TOKENS, PREFIX_PAGES_MAX, PageDigest, RECORD_HEADER_BYTES,
+    RECORD_ROWS_MAX, RecordLimits, RowsRecord, SamplingSpec, ServerRecord, TOP_LOGPROBS_MAX, Wanted,
 };
 pub use ids::{BaseHash, CutPoint, IdError, MICRO_BATCHES_MAX, PeerId, RoundId, STEPS_MAX, StepId};
 pub use memory::{DifferenceReceiver, DifferenceSender, Differences, Feedback, MemoryBound, MemoryError, Sample};
-pub use message::{Ask, ENCODINGS_MAX, EvalSums, Message, MessageError, NAME_BYTES_MAX, PROTOCOL_VERSION, RefusalCode, Resume, RunId};
+pub use message::{
+    ADAPTERS_MAX, Ask, ENCODINGS_MAX, EvalSums, Message, MessageError, NAME_BYTES_MAX, PROTOCOL_VERSION, RefusalCode, Resume, RunId,
+};
 pub use plan::{BatchSpec, Layout, Pipeline, Plan, ServerAdapters, StepOrder, Task, Weighting};
 pub use plan_parts::{LoraSpec, OptimizerKind, OptimizerSpec, PlanError, Schedule};
+pub use record::{POSITIONS_MAX, RECORD_DIGESTS_MAX, RecordHeader, RecordKind};
+pub use record_body::Record;
+pub use record_error::RecordError;
 pub use session::{ClientSession, Phase, ServerSession, SessionError, SessionEvent};
 pub use tensor::{AdapterState, HostTensor, ShapeError};

@@ -4,20 +4,24 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::{Encoding, EncodingPart};
+use crate::encoding::{Encoding, EncodingError, EncodingPart};
 use crate::frame::REASON_BYTES_MAX;
 use crate::ids::{BaseHash, CutPoint, RoundId};
 use crate::plan::Plan;
 use crate::plan_parts::PlanError;
+use crate::record::POSITIONS_MAX;
 
 /// The protocol both sides must speak; raised whenever any golden byte of this crate changes.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The longest name a client may give itself, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 
 /// The most parts of encodings a client may offer: more than there are, so that a newer client may offer them too.
 pub const ENCODINGS_MAX: usize = 64;
+
+/// The most adapters a generating server may name.
+pub const ADAPTERS_MAX: usize = 1024;
 
 const _: () = assert!(EncodingPart::ALL.len() <= ENCODINGS_MAX);
 
@@ -78,6 +82,8 @@ pub enum RefusalCode {
     Busy,
     /// The run has all its clients.
     Full,
+    /// This server trains, or this server generates, and the client wants the other.
+    Purpose,
 }
 
 /// One message on the control stream.
@@ -180,6 +186,36 @@ pub enum Message {
         /// Why.
         reason: String,
     },
+    /// The first word of a device that wants to generate. `version` stays the first field in every version to come.
+    HelloGenerate {
+        /// Protocol the device speaks.
+        version: u16,
+        /// Base model it holds.
+        base: BaseHash,
+        /// Blocks in that model.
+        blocks: u16,
+        /// Its hidden size.
+        hidden: u32,
+        /// Where the device cuts.
+        cut: CutPoint,
+        /// Blocks it keeps at the end, beside the final norm and the head: it draws the tokens. Nothing lets the server draw them.
+        tail: Option<u16>,
+        /// Encoding of hidden states, in both directions.
+        encoding: Encoding,
+        /// What people call it; identity comes from TLS alone.
+        name: String,
+    },
+    /// A generating server's yes.
+    WelcomeGenerate {
+        /// Drawn at each start of the server: what it held of any sequence died with the start before.
+        start: u64,
+        /// The adapters it serves, by name.
+        adapters: Vec<String>,
+        /// Longest sequence it serves.
+        positions_max: u32,
+        /// Most sessions that this device may have open.
+        sessions_max: u32,
+    },
 }
 
 /// A message that decodes but says something impossible.
@@ -205,8 +241,10 @@ pub enum MessageError {
         count: usize,
     },
     /// A split that is not one.
-    #[error("Hello cuts at {cut} and keeps {tail} of {blocks} blocks at the end: lower the cut or the tail")]
+    #[error("{message} cuts at {cut} and keeps {tail} of {blocks} blocks at the end: lower the cut or the tail")]
     Cut {
+        /// The message's name.
+        message: &'static str,
         /// The cut.
         cut: CutPoint,
         /// Blocks kept at the end.
@@ -215,8 +253,26 @@ pub enum MessageError {
         blocks: u16,
     },
     /// A model of width zero.
-    #[error("Hello says a hidden size of 0: the model's config.json is wrong")]
-    Hidden,
+    #[error("{message} says a hidden size of 0: the model's config.json is wrong")]
+    Hidden {
+        /// The message's name.
+        message: &'static str,
+    },
+    /// An encoding in which nothing is generated, or not at this width.
+    #[error("HelloGenerate: {0}")]
+    Encoding(#[from] EncodingError),
+    /// More of something than there can be, or nothing.
+    #[error("WelcomeGenerate says {field} {found}, it must be {least} to {most}: the server is at fault")]
+    Welcome {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: u64,
+        /// The least it may be.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
     /// A client numbered outside the run.
     #[error("Welcome numbers this client {client} of {clients}: the server is at fault")]
     Client {
@@ -277,6 +333,8 @@ impl Message {
             Self::Settled { .. } => "Settled",
             Self::Finish { .. } => "Finish",
             Self::Goodbye { .. } => "Goodbye",
+            Self::HelloGenerate { .. } => "HelloGenerate",
+            Self::WelcomeGenerate { .. } => "WelcomeGenerate",
         }
     }
 
@@ -288,14 +346,19 @@ impl Message {
                 if encodings.is_empty() || encodings.len() > ENCODINGS_MAX {
                     return Err(MessageError::Encodings { count: encodings.len() });
                 }
-                let tail = tail.unwrap_or(0);
-                if u32::from(cut.0) + u32::from(tail) > u32::from(*blocks) {
-                    return Err(MessageError::Cut { cut: *cut, tail, blocks: *blocks });
-                }
-                if *hidden == 0 {
-                    return Err(MessageError::Hidden);
-                }
-                Ok(())
+                self.check_split((*cut, *tail), *blocks, *hidden)
+            }
+            Self::HelloGenerate { blocks, hidden, cut, tail, encoding, name, .. } => {
+                self.check_text("name", name, NAME_BYTES_MAX)?;
+                self.check_split((*cut, *tail), *blocks, *hidden)?;
+                encoding.check_generates()?;
+                Ok(encoding.check_columns(*hidden)?)
+            }
+            Self::WelcomeGenerate { adapters, positions_max, sessions_max, .. } => {
+                check_welcome("adapters", adapters.len() as u64, (0, ADAPTERS_MAX as u64))?;
+                check_welcome("positions_max", (*positions_max).into(), (1, POSITIONS_MAX.into()))?;
+                check_welcome("sessions_max", (*sessions_max).into(), (1, u32::MAX.into()))?;
+                adapters.iter().try_for_each(|name| self.check_text("adapters", name, NAME_BYTES_MAX))
             }
             Self::Welcome { plan, client, clients, .. } => {
                 if client >= clients {
@@ -314,10 +377,23 @@ impl Message {
         }
     }
 
+    /// A cut and a tail that the model has blocks for.
+    fn check_split(&self, (cut, tail): (CutPoint, Option<u16>), blocks: u16, hidden: u32) -> Result<(), MessageError> {
+        let (message, tail) = (self.name(), tail.unwrap_or(0));
+        if u32::from(cut.0) + u32::from(tail) > u32::from(blocks) {
+            return Err(MessageError::Cut { message, cut, tail, blocks });
+        }
+        if hidden == 0 { Err(MessageError::Hidden { message }) } else { Ok(()) }
+    }
+
     fn check_text(&self, field: &'static str, text: &str, bytes_max: usize) -> Result<(), MessageError> {
         if text.len() <= bytes_max {
             return Ok(());
         }
         Err(MessageError::TextTooLong { message: self.name(), field, bytes: text.len(), bytes_max })
     }
+}
+
+fn check_welcome(field: &'static str, found: u64, (least, most): (u64, u64)) -> Result<(), MessageError> {
+    if (least..=most).contains(&found) { Ok(()) } else { Err(MessageError::Welcome { field, found, least, most }) }
 }

@@ -14,7 +14,7 @@ fn check_bytes(bytes: &[u8], golden: &str) {
 #[test]
 fn message_bytes_are_frozen() {
     let golden = [
-        "00 03 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
+        "00 04 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
          ab ab ab ab 1e fb 40 02 04 01 01 02 01 00 fb e8 03 fc 70 11 01 00 05 61 6c 69 63 65
          01 4d 01 01 03",
         "01 01 02 02 6e 6f 03 79 65 73
@@ -47,7 +47,7 @@ fn frame_bytes_are_frozen() {
     let frame = forward(vec![1, -100, 3]);
     check_bytes(
         &frame.encode(),
-        "43 55 54 4c 03 00 01 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
+        "43 55 54 4c 04 00 01 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
          02 00 00 00 03 00 00 00 02 00 00 00 03 00 00 00 02 00 00 00 06 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
          01 00 00 00 02 00 00 00
@@ -59,7 +59,7 @@ fn frame_bytes_are_frozen() {
     let gradient = Frame::gradient(&frame.header, Encoding::BF16, sums, vec![0; 12]);
     check_bytes(
         &gradient.header.encode(),
-        "43 55 54 4c 03 00 03 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
+        "43 55 54 4c 04 00 03 00 01 00 00 00 00 00 00 00 00 00 00 00 08 07 06 05 04 03 02 01 09 00 00 00 03 00 03 00
          00 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 0c 00 00 00 00 00 00 00
          00 00 00 00 00 00 f8 3f 03 00 00 00 02 00 00 00",
     );
@@ -70,7 +70,7 @@ fn frame_bytes_are_frozen() {
 fn adapter_bytes_are_frozen() {
     check_bytes(
         &adapter().encode(),
-        "43 55 54 41 03 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
+        "43 55 54 41 04 00 00 00 07 00 00 00 0a 00 00 00 14 00 00 00 00 00 00 00
          00 00 00 00 00 00 58 40 00 01 02 03 04 05 06 07
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 05 00 00 00
          02 01 61 01 03 01 62 02 02 01

@@ -124,7 +124,7 @@ fn check_frame_bytes_refused(says: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
 #[test]
 fn foreign_bytes_are_refused() {
     check_frame_bytes_refused("not a cutlayer frame", |bytes| bytes[0] = b'G');
-    check_frame_bytes_refused("frame speaks protocol 1, we speak 3", |bytes| bytes[4] = 1);
+    check_frame_bytes_refused("frame speaks protocol 1, we speak 4", |bytes| bytes[4] = 1);
     check_frame_bytes_refused("frame kind 6 is unknown", |bytes| bytes[6] = 6);
     check_frame_bytes_refused("frame kind 0 is unknown", |bytes| bytes[6] = 0);
     check_frame_bytes_refused("unknown bits 0x0002", |bytes| bytes[7] = 2);
@@ -253,7 +253,7 @@ fn foreign_control_bytes_are_refused() {
     past[1] = 1;
     past.truncate(2);
     let error = decode(&past).expect_err("another version").to_string();
-    assert!(error.contains("peer speaks protocol 1, we speak 3"), "{error}");
+    assert!(error.contains("peer speaks protocol 1, we speak 4"), "{error}");
     assert!(decode(&vec![0; CONTROL_BYTES_MAX + 1]).is_err());
     assert!(decode(&[9]).is_err());
     let most = u32::try_from(CONTROL_BYTES_MAX).unwrap();

@@ -148,6 +148,19 @@ impl Encoding {
         }
     }
 
+    /// Refuses an encoding in which nothing is generated. What is left does each row alike whatever is beside it, so that a sequence that
+    /// is sent in other pieces, or again after a lost connection, is read as the same.
+    pub fn check_generates(self) -> Result<(), EncodingError> {
+        let refuse = |remedy| Err(EncodingError::Remembers { encoding: self, what: "generating", remedy });
+        if self.delta || self.feedback {
+            return refuse("a sequence has no earlier visit; drop delta, moved and feedback");
+        }
+        if self.stochastic {
+            return refuse("a row that is sent again must be the same; drop stochastic");
+        }
+        Ok(())
+    }
+
     /// Refuses a width that the encoding cannot do, in words that say which it can.
     pub fn check_columns(self, columns: u32) -> Result<(), EncodingError> {
         let columns = u64::from(columns);

@@ -79,7 +79,9 @@ impl ClientSession {
                 | Message::Refused { .. }
                 | Message::Evaluated { .. }
                 | Message::Settled { .. }
-                | Message::Finish { .. },
+                | Message::Finish { .. }
+                | Message::HelloGenerate { .. }
+                | Message::WelcomeGenerate { .. },
             ) => Err(SessionError::Unexpected { message: name, phase: self.phase }),
         }
     }
@@ -113,7 +115,9 @@ impl ClientSession {
                 | Message::Train { .. }
                 | Message::Evaluate { .. }
                 | Message::Settled { .. }
-                | Message::Finish { .. },
+                | Message::Finish { .. }
+                | Message::HelloGenerate { .. }
+                | Message::WelcomeGenerate { .. },
             ) => Err(SessionError::Unexpected { message: name, phase: self.phase }),
         }
     }

@@ -118,6 +118,9 @@ pub enum SessionError {
         /// What the session was doing.
         phase: Phase,
     },
+    /// A peer that wants to generate, where the run trains.
+    #[error("HelloGenerate to a server that trains: refuse it, and tell it to go to one that generates")]
+    Purpose,
     /// A second Hello.
     #[error("Hello was said twice: a peer introduces itself once a connection")]
     HelloRepeated,

@@ -49,6 +49,8 @@ impl ServerSession {
                 Ok(SessionEvent::Hello)
             }
             (_, Message::Hello { .. }) => Err(SessionError::HelloRepeated),
+            // Still opening: what follows is a Refused.
+            (Phase::Opening, Message::HelloGenerate { .. }) => Err(SessionError::Purpose),
             (Phase::Opening, _) => self.unexpected(name),
             (_, Message::Goodbye { .. }) => {
                 self.phase = Phase::Closed;
@@ -73,7 +75,9 @@ impl ServerSession {
                 | Message::Train { .. }
                 | Message::Evaluate { .. }
                 | Message::Settled { .. }
-                | Message::Finish { .. },
+                | Message::Finish { .. }
+                | Message::HelloGenerate { .. }
+                | Message::WelcomeGenerate { .. },
             ) => self.unexpected(name),
         }
     }
@@ -107,7 +111,9 @@ impl ServerSession {
                 | Message::Refused { .. }
                 | Message::Evaluated { .. }
                 | Message::Settled { .. }
-                | Message::Finish { .. },
+                | Message::Finish { .. }
+                | Message::HelloGenerate { .. }
+                | Message::WelcomeGenerate { .. },
             ) => self.unexpected(name),
         }
     }
