@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use rand_chacha::rand_core::RngCore;
 
 fn spec() -> SamplingSpec {
     SamplingSpec { temperature: 1.0, ..SamplingSpec::GREEDY }
