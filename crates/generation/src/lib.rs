@@ -4,3 +4,17 @@
 //! Pure: numbers and ids come in as arguments, decisions go out as values. It knows no clock, socket, file or tensor library.
 
 #![forbid(unsafe_code)]
+
+mod depth;
+mod draft;
+mod history;
+mod sampling;
+mod stop;
+mod words;
+
+pub use depth::{Depth, RoundCosts};
+pub use draft::{Draft, NGRAM_MAX, NgramDraft, NgramError};
+pub use history::History;
+pub use sampling::{BIASES_MAX, LOGPROB_MIN, SamplingError, check, draw};
+pub use stop::{STOP_BYTES_MAX, STOPS_MAX, Shown, StopError, StopStrings};
+pub use words::Words;
