@@ -8,6 +8,7 @@
 mod depth;
 mod draft;
 mod history;
+mod pages;
 mod sampling;
 mod stop;
 mod words;
@@ -15,6 +16,7 @@ mod words;
 pub use depth::{Depth, RoundCosts};
 pub use draft::{Draft, NGRAM_MAX, NgramDraft, NgramError};
 pub use history::History;
+pub use pages::{OutOfPages, PageError, PagePool, SequenceId};
 pub use sampling::{BIASES_MAX, LOGPROB_MIN, SamplingError, check, draw};
 pub use stop::{STOP_BYTES_MAX, STOPS_MAX, Shown, StopError, StopStrings};
 pub use words::Words;
