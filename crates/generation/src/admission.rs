@@ -133,6 +133,7 @@ impl Admission {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::{PagePool, SequenceId};

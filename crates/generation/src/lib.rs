@@ -9,6 +9,7 @@ mod admission;
 mod depth;
 mod draft;
 mod history;
+pub mod offload;
 mod pages;
 mod sampling;
 mod stop;
