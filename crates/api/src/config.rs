@@ -147,6 +147,7 @@ impl fmt::Debug for ApiKey {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

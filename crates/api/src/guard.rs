@@ -64,6 +64,7 @@ fn is_local(headers: &HeaderMap, hosts: &[String]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

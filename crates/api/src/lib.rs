@@ -24,5 +24,5 @@ pub use engine::{
 };
 pub use futures_util::future::BoxFuture;
 pub use futures_util::stream::BoxStream;
-pub use serve::serve;
+pub use serve::{listen, serve};
 pub use template::{ChatMessage, ChatTemplate, FolderError, TemplateError};

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,11 +21,22 @@ use crate::engine::Engine;
 use crate::routes::{Shared, router};
 
 /// Longest head of a request, and most bytes that are written ahead of a slow client.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Connections that the operating system keeps until they are accepted; it may allow fewer.
+const BACKLOG_MAX: u32 = 4096;
 /// Pause after the operating system had no room for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers at `listener` until `shutdown`, then lets requests under way finish, for as long as the configuration allows.
+/// Listens at an address, with room for a crowd that connects at once: the usual room is 128, beyond which Linux resets connections.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A server that starts again takes its port over from connections that are still closing.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket.listen(BACKLOG_MAX)?)
+}
+
+/// Answers at `listener` (see [`listen`]) until `shutdown`, then lets requests under way finish, for as long as the configuration allows.
 pub async fn serve(
     listener: TcpListener,
     engine: Arc<dyn Engine>,

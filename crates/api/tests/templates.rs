@@ -1,6 +1,8 @@
 //! Goal: prompts are what `transformers` writes. Method: templates of the shapes in use, against what Jinja itself makes of them
 //! (`templates/templates.py` wrote `expected.json`), then what only we must refuse.
 
+#![allow(clippy::unwrap_used)]
+
 use cutlayer_api::{ChatMessage, ChatTemplate, TemplateError};
 use serde_json::Value;
 use std::path::Path;

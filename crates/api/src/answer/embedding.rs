@@ -27,6 +27,7 @@ fn written(vector: &[f32], encoding: Encoding) -> Value {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

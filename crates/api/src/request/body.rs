@@ -154,6 +154,7 @@ fn no_json(error: &serde_json::Error) -> ApiError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

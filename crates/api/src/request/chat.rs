@@ -86,6 +86,7 @@ fn text<'a>(index: usize, part: &'a Part, at: &str) -> Result<&'a str, ApiError>
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::parse;
     use super::*;

@@ -47,6 +47,7 @@ impl EmbeddingBody {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::parse;
     use super::*;

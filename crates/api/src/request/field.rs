@@ -171,6 +171,7 @@ impl<'de> Deserialize<'de> for Logprobs {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

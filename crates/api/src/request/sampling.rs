@@ -94,6 +94,7 @@ fn within(param: &'static str, value: Option<f32>, default: f32, least: f32, mos
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::parse;
     use super::*;

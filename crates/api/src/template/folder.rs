@@ -131,6 +131,7 @@ fn read_file(path: &Path) -> Result<Option<String>, FolderError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::{ChatMessage, ChatTemplate};
     use super::*;
