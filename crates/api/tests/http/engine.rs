@@ -205,7 +205,7 @@ impl Saying {
 
     fn draw(&self, likeliest: &[(u32, f32)]) -> (u32, f32) {
         let sampling = &self.request.sampling;
-        if sampling.temperature == 0.0 {
+        if sampling.temperature == 0.0 || sampling.top_k == 1 {
             return likeliest[0];
         }
         let weights: Vec<f32> = likeliest.iter().map(|(_, logprob)| (logprob / sampling.temperature).exp()).collect();
