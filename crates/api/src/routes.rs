@@ -89,44 +89,52 @@ async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Res
 
 async fn completions(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     require_json(&headers)?;
-    let (ticket, bytes) = shared.gate.admit(Endpoint::Completions, body).await?;
-    let job = parse::<request::Body>(&bytes).and_then(|body| Job::completion(generating(&shared, body.model.as_deref())?, body));
+    let (mut ticket, bytes) = shared.gate.admit(Endpoint::Completions, body).await?;
+    let job = completion_job(&shared, bytes, &mut ticket).await;
     answer(&shared, Shape::Completion, job, ticket).await
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     require_json(&headers)?;
-    let (ticket, bytes) = shared.gate.admit(Endpoint::Chat, body).await?;
-    let job = chat_job(&shared, &bytes).await;
+    let (mut ticket, bytes) = shared.gate.admit(Endpoint::Chat, body).await?;
+    let job = chat_job(&shared, bytes, &mut ticket).await;
     answer(&shared, Shape::Chat, job, ticket).await
 }
 
-/// Templates are small programs: they run where they hold no one up.
-async fn chat_job(shared: &Shared, bytes: &[u8]) -> Result<Job, ApiError> {
-    let mut body: request::Body = parse(bytes)?;
+/// Reads the request, then waits for its turn.
+async fn completion_job(shared: &Shared, bytes: Vec<u8>, ticket: &mut Ticket) -> Result<Job, ApiError> {
+    let body: request::Body = parse(&bytes)?;
+    drop(bytes);
+    let job = Job::completion(generating(shared, body.model.as_deref())?, body)?;
+    ticket.turn().await?;
+    Ok(job)
+}
+
+/// The same, and then writes the conversation down. Templates are small programs: they run where they hold no one up.
+async fn chat_job(shared: &Shared, bytes: Vec<u8>, ticket: &mut Ticket) -> Result<Job, ApiError> {
+    let mut body: request::Body = parse(&bytes)?;
+    drop(bytes);
     body.refuse_unsupported()?;
     let card = generating(shared, body.model.as_deref())?;
-    let messages = conversation(&body)?;
-    body.messages = None;
+    let messages = conversation(body.messages.take())?;
     let template = shared.engine.chat_template(&card.id).ok_or_else(|| {
         let message = format!("The model {:?} has no chat template: use /v1/completions.", card.id);
         ApiError::new(StatusCode::BAD_REQUEST, "no_chat_template", message)
     })?;
-    let (add_special, stops) = (template.add_special(), template.stops());
+    let job = Job::chat(card, &body, template.stops())?;
+    ticket.turn().await?;
+    let add_special = template.add_special();
     let rendered = tokio::task::spawn_blocking(move || template.render(&messages, true, now_unix_s() as i64)).await;
     let rendered = rendered.map_err(|_| ApiError::internal("The chat template failed."))?;
     let text = rendered.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-    Ok(Job::chat(card, &body, Prompt::Text { text, add_special })?.with_stops(stops))
+    Ok(job.with_prompt(Prompt::Text { text, add_special }))
 }
 
-async fn answer(shared: &Shared, shape: Shape, job: Result<Job, ApiError>, mut ticket: Ticket) -> Result<Response, ApiError> {
+async fn answer(shared: &Shared, shape: Shape, job: Result<Job, ApiError>, ticket: Ticket) -> Result<Response, ApiError> {
     let job = match job {
         Ok(job) => Arc::new(job),
         Err(error) => return Err(ticket.refuse(error)),
     };
-    if let Err(error) = ticket.turn().await {
-        return Err(ticket.refuse(error));
-    }
     let head = Head::new(shape, &job.card);
     let mut choices = Choices::open(shared.engine.clone(), job.clone(), ticket.metrics.clone());
     if job.stream {
@@ -147,7 +155,7 @@ async fn answer(shared: &Shared, shape: Shape, job: Result<Job, ApiError>, mut t
 async fn embeddings(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, ApiError> {
     require_json(&headers)?;
     let (mut ticket, bytes) = shared.gate.admit(Endpoint::Embeddings, body).await?;
-    match embedded(&shared, &bytes, &mut ticket).await {
+    match embedded(&shared, bytes, &mut ticket).await {
         Ok(answer) => {
             ticket.answered();
             Ok(Json(answer))
@@ -156,8 +164,9 @@ async fn embeddings(State(shared): State<Arc<Shared>>, headers: HeaderMap, body:
     }
 }
 
-async fn embedded(shared: &Shared, bytes: &[u8], ticket: &mut Ticket) -> Result<Value, ApiError> {
-    let body: EmbeddingBody = parse(bytes)?;
+async fn embedded(shared: &Shared, bytes: Vec<u8>, ticket: &mut Ticket) -> Result<Value, ApiError> {
+    let body: EmbeddingBody = parse(&bytes)?;
+    drop(bytes);
     let card = shared.card(body.model.as_deref())?;
     let (embed, encoding) = body.embed(&card)?;
     ticket.turn().await?;

@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 
-use super::body::Body;
 use super::field::Asked;
 use crate::error::ApiError;
 use crate::template::ChatMessage;
@@ -36,15 +35,15 @@ struct Part {
 }
 
 /// The messages of a body, each of a role that templates know, and of text alone.
-pub(crate) fn conversation(body: &Body) -> Result<Vec<ChatMessage>, ApiError> {
-    let messages = body.messages.as_deref().ok_or_else(|| ApiError::missing("messages"))?;
+pub(crate) fn conversation(messages: Option<Vec<Message>>) -> Result<Vec<ChatMessage>, ApiError> {
+    let messages = messages.ok_or_else(|| ApiError::missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "'messages' is empty: send at least one."));
     }
-    messages.iter().enumerate().map(|(index, message)| one(index, message)).collect()
+    messages.into_iter().enumerate().map(|(index, message)| one(index, message)).collect()
 }
 
-fn one(index: usize, message: &Message) -> Result<ChatMessage, ApiError> {
+fn one(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
     let at = |field: &str| format!("messages[{index}].{field}");
     let role = match message.role.as_str() {
         role @ ("system" | "user" | "assistant") => role,
@@ -60,12 +59,12 @@ fn one(index: usize, message: &Message) -> Result<ChatMessage, ApiError> {
             return Err(ApiError::unsupported(at(name), format!("'{name}' is not supported by this server.")));
         }
     }
-    let content = match &message.content {
-        Some(Content::Text(text)) => text.clone(),
-        Some(Content::Parts(parts)) => joined(parts, &at("content"))?,
+    let content = match message.content {
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => joined(&parts, &at("content"))?,
         None => return Err(ApiError::invalid(at("content"), "A message needs content: a string or an array of text parts.")),
     };
-    Ok(ChatMessage { role: role.to_owned(), content, name: message.name.clone() })
+    Ok(ChatMessage { role: role.to_owned(), content, name: message.name })
 }
 
 /// Parts are paragraphs: one to a line.
@@ -88,11 +87,11 @@ fn text<'a>(index: usize, part: &'a Part, at: &str) -> Result<&'a str, ApiError>
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::parse;
+    use super::super::{Body, parse};
     use super::*;
 
     fn of(json: &str) -> Result<Vec<ChatMessage>, ApiError> {
-        conversation(&parse(json.as_bytes())?)
+        conversation(parse::<Body>(json.as_bytes())?.messages)
     }
 
     #[test]

@@ -40,10 +40,10 @@ pub(crate) struct Job {
 
 impl Job {
     /// A completion: the prompts as they are.
-    pub fn completion(card: ModelCard, body: Body) -> Result<Self, ApiError> {
+    pub fn completion(card: ModelCard, mut body: Body) -> Result<Self, ApiError> {
         body.refuse_unsupported()?;
         body.refuse_unsupported_in_completions()?;
-        let prompts = prompts("prompt", body.prompt.clone().ok_or_else(|| ApiError::missing("prompt"))?)?;
+        let prompts = prompts("prompt", body.prompt.take().ok_or_else(|| ApiError::missing("prompt"))?)?;
         let logprobs = match body.logprobs {
             None | Some(Logprobs::Flag(false)) => None,
             Some(Logprobs::Count(count)) => Some(top("logprobs", count)?),
@@ -54,13 +54,22 @@ impl Job {
         Self::new(card, &body, prompts, logprobs, tokens_max)
     }
 
-    /// A conversation that was written down as a prompt.
-    pub fn chat(card: ModelCard, body: &Body, prompt: Prompt) -> Result<Self, ApiError> {
+    /// A conversation, whose prompt is yet to be written down. `stops` are those of the model's form, beside the client's.
+    pub fn chat(card: ModelCard, body: &Body, stops: &[&str]) -> Result<Self, ApiError> {
         let tokens_max = body.max_completion_tokens.or(body.max_tokens);
         if tokens_max == Some(0) {
             return Err(ApiError::invalid("max_tokens", "A conversation's answer needs at least 1 token."));
         }
-        Self::new(card, body, vec![prompt], body.chat_logprobs()?, tokens_max)
+        let mut job = Self::new(card, body, vec![Prompt::Tokens(vec![])], body.chat_logprobs()?, tokens_max)?;
+        // `echo` is a field of completions.
+        job.echo = false;
+        job.stop.extend(stops.iter().map(|stop| (*stop).to_owned()));
+        Ok(job)
+    }
+
+    /// With its prompt.
+    pub fn with_prompt(self, prompt: Prompt) -> Self {
+        Self { prompts: vec![prompt], ..self }
     }
 
     fn new(card: ModelCard, body: &Body, prompts: Vec<Prompt>, logprobs: Option<u8>, tokens_max: Option<u32>) -> Result<Self, ApiError> {
@@ -75,12 +84,6 @@ impl Job {
         let include_usage = body.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false);
         let (stop, sampling, echo) = (body.stops()?, body.sampling(logprobs)?, body.echo.unwrap_or(false));
         Ok(Self { card, prompts, n, sampling, stop, tokens_max, echo, stream, include_usage })
-    }
-
-    /// With stop strings that the model's form asks for, beside the client's.
-    pub fn with_stops(mut self, stops: &[&str]) -> Self {
-        self.stop.extend(stops.iter().map(|stop| (*stop).to_owned()));
-        self
     }
 
     /// How many answers there will be: those to the first prompt, then those to the second.
@@ -129,3 +132,6 @@ fn top(param: &'static str, count: u64) -> Result<u8, ApiError> {
     }
     Ok(count as u8)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Finds a model's template in its folder. It must never read a file without bound.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -56,15 +57,14 @@ pub enum FolderError {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub source: Option<String>,
-    pub bos: Option<String>,
-    pub eos: Option<String>,
+    pub special_tokens: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
-    bos_token: Option<Value>,
-    eos_token: Option<Value>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -86,7 +86,8 @@ pub(super) fn read(folder: &Path) -> Result<Found, FolderError> {
     let mut found = Found::default();
     if let Some(text) = read_file(&path)? {
         let config: TokenizerConfig = serde_json::from_str(&text).map_err(|error| FolderError::Config { path: path.clone(), error })?;
-        (found.bos, found.eos) = (token(config.bos_token), token(config.eos_token));
+        let tokens = config.others.into_iter().filter(|(name, _)| name.ends_with("_token"));
+        found.special_tokens = tokens.filter_map(|(name, value)| Some((name, token(value)?))).collect();
         found.source = match config.chat_template {
             None => None,
             Some(Templates::One(source)) => Some(source),
@@ -106,8 +107,8 @@ fn default_of(named: Vec<Named>, path: PathBuf) -> Result<String, FolderError> {
 }
 
 /// A token is its text, or an object that holds it.
-fn token(value: Option<Value>) -> Option<String> {
-    match value? {
+fn token(value: Value) -> Option<String> {
+    match value {
         Value::String(text) => Some(text),
         Value::Object(fields) => fields.get("content")?.as_str().map(str::to_owned),
         _ => None,
@@ -151,8 +152,8 @@ mod tests {
 
     #[test]
     fn every_place_of_a_template_is_found() {
-        let string = r#"{"bos_token":{"content":"<s>"},"eos_token":"</s>","chat_template":"{{ bos_token }}string{{ eos_token }}"}"#;
-        assert_eq!(rendered(&[("tokenizer_config.json", string)]), "<s>string</s>");
+        let string = r#"{"bos_token":{"content":"<s>"},"eos_token":"</s>","unk_token":"?","add_bos_token":true,"chat_template":"{{ bos_token }}string{{ eos_token }}{{ unk_token }}{{ pad_token }}"}"#;
+        assert_eq!(rendered(&[("tokenizer_config.json", string)]), "<s>string</s>?");
         let list = r#"{"chat_template":[{"name":"rag","template":"no"},{"name":"default","template":"named"}]}"#;
         assert_eq!(rendered(&[("tokenizer_config.json", list)]), "named");
         let files = [("tokenizer_config.json", string), ("chat_template.jinja", "{{ bos_token }}file")];

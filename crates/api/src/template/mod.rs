@@ -4,6 +4,7 @@
 mod folder;
 mod python;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ const FUEL: u64 = 10_000_000;
 /// Deepest nesting of calls.
 const RECURSION_MAX: usize = 64;
 /// Longest prompt.
-const PROMPT_BYTES_MAX: usize = 64 << 20;
+const PROMPT_BYTES_MAX: usize = 16 << 20;
 /// What stands in for a template where a model has none.
 const PLAIN: &str = "\
 {%- for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}
@@ -54,8 +55,7 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos: Option<String>,
-    eos: Option<String>,
+    special_tokens: BTreeMap<String, String>,
     plain: bool,
 }
 
@@ -65,18 +65,18 @@ impl ChatTemplate {
     pub fn open(model_folder: &Path) -> Result<Self, FolderError> {
         let found = folder::read(model_folder)?;
         let Some(source) = found.source else { return Ok(Self::plain()) };
-        Self::new(&source, found.bos, found.eos).map_err(|error| FolderError::Template { folder: model_folder.to_owned(), error })
+        Self::new(&source, found.special_tokens).map_err(|error| FolderError::Template { folder: model_folder.to_owned(), error })
     }
 
     /// A line for each message, `User: ..`, `Assistant: ..`, and `Assistant:` last: for models that were never taught a form. The answer
     /// then ends where the model begins a user's line; see [`ChatTemplate::stops`].
     pub fn plain() -> Self {
-        let template = Self::new(PLAIN, None, None).expect("our own template compiles");
+        let template = Self::new(PLAIN, BTreeMap::new()).expect("our own template compiles");
         Self { plain: true, ..template }
     }
 
-    /// A template in Jinja's language, with the names of the tokens that begin and end a text.
-    pub fn new(source: &str, bos: Option<String>, eos: Option<String>) -> Result<Self, TemplateError> {
+    /// A template in Jinja's language, with the tokens that it may name: `bos_token`, `eos_token` and others, by those names.
+    pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         // Prompts are not HTML.
         environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -87,23 +87,21 @@ impl ChatTemplate {
         python::add_to(&mut environment);
         let source = python::without_generation_tags(source);
         environment.add_template_owned("chat", source).map_err(|error| TemplateError::Broken(error.to_string()))?;
-        Ok(Self { environment, bos, eos, plain: false })
+        Ok(Self { environment, special_tokens, plain: false })
     }
 
     /// The prompt, which ends where the assistant goes on if `add_generation_prompt`. `now_unix_s` is for templates that tell the date,
     /// in UTC.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool, now_unix_s: i64) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat").map_err(|error| TemplateError::Broken(error.to_string()))?;
-        // `transformers` sets tokens only where a tokenizer has them: templates ask whether they are defined.
-        let token = |token: &Option<String>| token.as_ref().map_or(Value::UNDEFINED, Value::from);
+        // A token that the tokenizer lacks stays undefined: templates ask whether it is.
         let context = context! {
             messages,
             add_generation_prompt,
-            bos_token => token(&self.bos),
-            eos_token => token(&self.eos),
             tools => (),
             documents => (),
             strftime_now => python::strftime_at(now_unix_s),
+            ..Value::from_serialize(&self.special_tokens)
         };
         let mut prompt = Bounded(Vec::new());
         template.render_captured_to(context, &mut prompt).map_err(|error| template_error(&error))?;

@@ -2,7 +2,7 @@
 //!
 //! It knows a few prompts by heart that fail in their own way; see [`Echo::generate`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -93,7 +93,7 @@ impl Engine for Echo {
 
     fn chat_template(&self, model: &str) -> Option<Arc<ChatTemplate>> {
         match model {
-            "echo" => Some(Arc::new(ChatTemplate::new(CHATML, None, None).unwrap())),
+            "echo" => Some(Arc::new(ChatTemplate::new(CHATML, BTreeMap::new()).unwrap())),
             "org/plain" => Some(Arc::new(ChatTemplate::plain())),
             _ => None,
         }
