@@ -37,6 +37,9 @@ fn main() -> std::io::Result<()> {
         let payload = encoding.encode(&[0.0, 1.0, -1.5, 0.25, 7.0, f32::MIN_POSITIVE, 1e30, 3.0], 8, 1).expect("a row of eight");
         write(folder, "encoding", &name.replace('/', "-"), &[&encoding.to_bytes()[..], &[1, 1], &payload].concat())?;
     }
+    for (name, bytes) in records() {
+        write(folder, "record", name, &bytes)?;
+    }
     for (name, happenings) in sessions() {
         write(folder, "session", name, &happenings.concat())?;
     }
@@ -127,7 +130,64 @@ fn messages() -> Vec<Message> {
         Message::Settled { round, accepted: true, reason: "ok".into() },
         Message::Finish { adapter: round, reason: "done".into() },
         Message::Goodbye { reason: "bye".into() },
+        Message::HelloGenerate {
+            version: PROTOCOL_VERSION,
+            base: BaseHash([0xab; 32]),
+            blocks: 30,
+            hidden: 576,
+            cut: CutPoint(4),
+            tail: None,
+            encoding: Encoding::INT8,
+            name: "alice".into(),
+        },
+        Message::WelcomeGenerate { start: 9, adapters: vec!["tales".into(), "a b".into()], positions_max: 2048, sessions_max: 256 },
     ]
+}
+
+/// One of each, after the bytes that choose int8, a hidden size of 8 and a thousand positions.
+fn records() -> Vec<(&'static str, Vec<u8>)> {
+    let limits = RecordLimits { hidden: 8, encoding: Encoding::INT8, positions_max: 1000 };
+    let chosen = |record: Vec<u8>| [&[0, 1, 0xe8, 3], &record[..]].concat();
+    let digest = |page: u8| PageDigest([page; 16]);
+    let sampling = SamplingSpec { temperature: 0.7, top_p: 0.9, logit_bias: vec![(5, -100.0)], logprobs: Some(2), ..SamplingSpec::GREEDY };
+    let open = Open {
+        adapter: Some("tales".into()),
+        sampling: Some(sampling),
+        tokens_max: 300,
+        prefix: vec![digest(1), digest(2)],
+        generated: (30, vec![4, 70_000]),
+    };
+    let u_shaped = Open { adapter: None, sampling: None, tokens_max: 1, prefix: vec![], generated: (0, vec![]) };
+    let payload = |rows: usize| Encoding::INT8.encode(&vec![1.5; 8 * rows], 8, 1).expect("rows of eight");
+    let prompt = RowsRecord { position: 32, rows: 3, wanted: Wanted::None, digests: vec![digest(3)], payload: payload(3) };
+    let row = RowsRecord { position: 35, rows: 1, wanted: Wanted::Last, digests: vec![], payload: payload(1) };
+    let likely = Drawn { id: 7, logprob: Some(-0.5), top: vec![(7, -0.5), (9, -2.0)] };
+    let plain = Drawn { id: 7, logprob: None, top: vec![] };
+    let device = [
+        ("open", DeviceRecord::Open(open)),
+        ("open_u_shaped", DeviceRecord::Open(u_shaped)),
+        ("prompt", DeviceRecord::Rows(prompt)),
+        ("row", DeviceRecord::Rows(row)),
+    ];
+    let server = [
+        ("held", ServerRecord::Held(32)),
+        ("token", ServerRecord::Tokens { position: 35, drawn: vec![plain] }),
+        ("tokens_likely", ServerRecord::Tokens { position: 35, drawn: vec![likely.clone(), likely] }),
+        ("hidden", ServerRecord::Rows { position: 35, rows: 2, payload: payload(2) }),
+        ("failed", ServerRecord::Failed { code: FailureCode::TooLong, reason: "shorten it".into() }),
+    ];
+    let mut records = Vec::new();
+    for (name, record) in device {
+        let bytes = record.clone().encode().expect("a record of ours");
+        assert_eq!(DeviceRecord::decode(&bytes, &limits).expect("our own bytes"), record);
+        records.push((name, chosen(bytes)));
+    }
+    for (name, record) in server {
+        let bytes = record.clone().encode().expect("a record of ours");
+        assert_eq!(ServerRecord::decode(&bytes, &limits).expect("our own bytes"), record);
+        records.push((name, chosen(bytes)));
+    }
+    records
 }
 
 fn frames() -> Vec<(&'static str, Frame)> {

@@ -41,6 +41,18 @@ fuzz_target!(|bytes: &[u8]| {
 fn word(number: u8, round: RoundId) -> Message {
     let reason = String::new();
     let word = match number % 9 {
+        // The words of another kind of session, which no order of this one has room for.
+        0 if number >= 252 => Message::HelloGenerate {
+            version: PROTOCOL_VERSION,
+            base: BaseHash([0; 32]),
+            blocks: 1,
+            hidden: 1,
+            cut: CutPoint(1),
+            tail: None,
+            encoding: Encoding::INT8,
+            name: reason,
+        },
+        8 if number >= 251 => Message::WelcomeGenerate { start: 0, adapters: vec![], positions_max: 1, sessions_max: 1 },
         0 => hello(),
         1 => Message::Refused { code: RefusalCode::Full, reason },
         2 => Message::Train { round },

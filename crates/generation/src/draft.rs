@@ -107,12 +107,11 @@ impl NgramDraft {
     /// Where the longest n-gram at the end of the text ended last before.
     fn last_end(&self) -> Option<usize> {
         let hashes: Vec<u64> = self.hashes(self.tokens.len()).collect();
-        let found = hashes.iter().enumerate().rev().find_map(|(place, hash)| {
+        hashes.iter().enumerate().rev().find_map(|(place, hash)| {
             let (end, length) = (*self.ends.get(hash)? as usize, self.shortest + place);
             // Hashes may collide; the text does not.
-            (self.tokens[..end].ends_with(&self.tokens[self.tokens.len() - length..])).then_some(end)
-        });
-        found
+            self.tokens[..end].ends_with(&self.tokens[self.tokens.len() - length..]).then_some(end)
+        })
     }
 }
 
@@ -140,6 +139,7 @@ fn mix(state: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! One authenticated connection: streams for control, steps and adapters.
+//! One authenticated connection: streams for control, steps, adapters and sessions that generate.
 
 use crate::control::Control;
 use crate::error::{LinkError, close};

@@ -58,6 +58,9 @@ fn check_bounded(bytes: &[u8]) {
     let bound = bytes.len() * GROWTH_MAX + RESERVE_BYTES_MAX;
     let control = peak_bytes(|| decode(bytes));
     let adapter = peak_bytes(|| AdapterFrame::decode(bytes, &AdapterLimits::WIDEST));
+    let limits = RecordLimits { hidden: 4, encoding: Encoding::INT8, positions_max: POSITIONS_MAX };
+    let record = peak_bytes(|| (DeviceRecord::decode(bytes, &limits), ServerRecord::decode(bytes, &limits)));
+    assert!(record <= bound, "{} B of record took {record} B", bytes.len());
     assert!(control <= bound, "{} B of control took {control} B", bytes.len());
     assert!(adapter <= bound, "{} B of adapter took {adapter} B", bytes.len());
 }
@@ -77,6 +80,13 @@ fn claims_are_not_allocated_for() {
     let encodings_at = 1 + 1 + 32 + 1 + 3 + 1 + 2;
     hello.splice(encodings_at..encodings_at + 1, huge);
     check_bounded(&hello);
+    // Open with many pages.
+    let mut record = DeviceRecord::Open(open()).encode().unwrap();
+    let prefix_at = RECORD_HEADER_BYTES + 7 + 37 + 3;
+    assert_eq!(record[prefix_at..prefix_at + 2], [2, 0x11]);
+    record.splice(prefix_at..prefix_at + 1, huge);
+    record[8] += 8;
+    check_bounded(&record);
     let mut adapter = adapter().encode();
     adapter.splice(60..61, huge);
     adapter[12] += 8;
@@ -134,9 +144,10 @@ fn the_densest_manifest_is_bounded() {
 fn noise_is_bounded() {
     let config = Config { cases: 2000, failure_persistence: None, ..Config::default() };
     let starts = prop_oneof![
-        (0..10_u8).prop_map(|variant| vec![variant]),
+        (0..12_u8).prop_map(|variant| vec![variant]),
         Just(encode(&hello()).unwrap()[..30].to_vec()),
         Just(adapter().encode()[..60].to_vec()),
+        Just(DeviceRecord::Open(open()).encode().unwrap()[..RECORD_HEADER_BYTES].to_vec()),
     ];
     let noise = proptest::collection::vec(any::<u8>(), 0..200);
     TestRunner::new(config)

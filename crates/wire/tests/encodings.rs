@@ -397,6 +397,15 @@ fn refusals_say_what_to_write() {
     nothing_for("int4+delta", Carried::Adapters, "already");
     assert_eq!(named("int4+feedback").check_carries(Carried::Gradients), Ok(()));
     assert_eq!(named("int4+delta").check_carries(Carried::Activations), Ok(()));
+    for (name, says) in [
+        ("int4+delta", "no earlier visit"),
+        ("int8+moved=0.05", "no earlier visit"),
+        ("int2/32+feedback", "no earlier visit"),
+        ("int8+stochastic", "drop stochastic"),
+    ] {
+        let error = named(name).check_generates().expect_err(name).to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    }
     check("int8+topk=1.5", "from 0.0001 to 1");
     check("int8/64+topk=0.1", "drop the group");
     check("int8+proj=64+hadamard", "drop hadamard");

@@ -31,6 +31,9 @@ fn message_bytes_are_frozen() {
         "06 03 01 02 6f 6b",
         "07 05 04 64 6f 6e 65",
         "08 03 62 79 65",
+        "09 04 ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab
+         ab ab ab ab 1e fb 40 02 04 01 01 18 00 00 00 00 00 00 00 00 00 00 00 05 61 6c 69 63 65",
+        "0a fd 08 07 06 05 04 03 02 01 02 01 61 02 62 63 fb 00 08 fb 2c 01",
     ];
     let messages = messages();
     assert_eq!(messages.len(), golden.len());
@@ -78,6 +81,44 @@ fn adapter_bytes_are_frozen() {
     );
 }
 
+/// Goal: records keep their bytes. Method: one of each, every field told apart.
+#[test]
+fn record_bytes_are_frozen() {
+    let device = [
+        "01 00 00 00 00 00 00 00 58 00 00 00
+         01 05 74 61 6c 65 73
+         01 00 00 00 3f 28 00 00 80 3e 00 00 00 3e 00 00 00 40 00 00 80 bf 00 00 80 40 01 07 00 00 c8 c2 fb 2c 01 01 02
+         fb e8 03
+         02 11 11 11 11 11 11 11 11 11 11 11 11 11 11 11 11 22 22 22 22 22 22 22 22 22 22 22 22 22 22 22 22
+         21 02 05 fc 70 11 01 00",
+        "01 00 00 00 00 00 00 00 06 00 00 00 00 00 01 00 00 00",
+        "02 0a 02 00 02 01 00 00 2c 00 00 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 01 01 01 01 01 01 01 01 01 01 01 01 01 01 01
+         01 02 03 04 05 06 07 08 09 0a 0b 0c",
+        "02 01 01 00 02 01 00 00 06 00 00 00 01 02 03 04 05 06",
+    ];
+    let server = [
+        "03 00 00 00 02 01 00 00 00 00 00 00",
+        "04 00 02 00 05 00 00 00 08 00 00 00 07 00 00 00 70 11 01 00",
+        "04 01 02 00 05 00 00 00 22 00 00 00
+         07 00 00 00 00 00 00 bf 02 07 00 00 00 00 00 00 bf 09 00 00 00 00 00 00 c0
+         08 00 00 00 00 00 00 00 00",
+        "05 00 01 00 09 00 00 00 06 00 00 00 01 02 03 04 05 06",
+        "06 03 00 00 00 00 00 00 02 00 00 00 c3 a9",
+    ];
+    check_records(device_records(), &device);
+    check_records(server_records(), &server);
+}
+
+fn check_records<R: Record + Clone + PartialEq + std::fmt::Debug>(records: Vec<R>, golden: &[&str]) {
+    assert_eq!(records.len(), golden.len());
+    for (record, golden) in records.into_iter().zip(golden) {
+        let bytes = record.clone().encode().expect("a valid record");
+        check_bytes(&bytes, golden);
+        assert_eq!(R::decode(&bytes, &record_limits()).expect("our own bytes"), record);
+    }
+}
+
 /// Goal: numbers that travel never move. Method: by hand.
 #[test]
 fn numbers_are_frozen() {
@@ -99,6 +140,11 @@ fn numbers_are_frozen() {
     }
     let kinds = [FrameKind::Forward, FrameKind::Hidden, FrameKind::Gradient, FrameKind::Done, FrameKind::Failed];
     assert_eq!(kinds.map(|kind| kind as u8), [1, 2, 3, 4, 5]);
+    let kinds = [RecordKind::Open, RecordKind::Rows, RecordKind::Held, RecordKind::Tokens, RecordKind::Hidden, RecordKind::Failed];
+    assert_eq!(kinds.map(|kind| kind as u8), [1, 2, 3, 4, 5, 6]);
+    let codes = [FailureCode::Adapter, FailureCode::TooLong, FailureCode::Busy, FailureCode::Malformed, FailureCode::Internal];
+    assert_eq!(codes.map(|code| code as u8), [1, 2, 3, 4, 5]);
+    assert_eq!([Wanted::None, Wanted::Last, Wanted::All].map(|wanted| wanted as u8), [0, 1, 2]);
     let flags = [FrameFlags::TRAIN, FrameFlags::NEEDS_GRADIENT];
     assert_eq!(flags.map(FrameFlags::bits), [1, 2]);
 }

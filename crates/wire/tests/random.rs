@@ -80,6 +80,27 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn hellos_generate()(
+        base in any::<[u8; 32]>(),
+        (cut, tail, spare) in (0..1000_u16, proptest::option::of(0..1000_u16), 0..1000_u16),
+        hidden in 1..10_000_u32,
+        encoding in proptest::sample::select(&["f32", "bf16", "int8", "int4", "topk=0.3", "int8+zstd"][..]),
+        name in texts().prop_map(|text| text.chars().take(32).collect()),
+    ) -> Message {
+        let (version, encoding) = (PROTOCOL_VERSION, encoding.parse().unwrap());
+        let (base, cut, blocks) = (BaseHash(base), CutPoint(cut), cut + tail.unwrap_or(0) + spare);
+        Message::HelloGenerate { version, base, blocks, hidden, cut, tail, encoding, name }
+    }
+}
+
+fn welcomes_generate() -> impl Strategy<Value = Message> {
+    let names = vec("[a-zA-Z0-9_ -]{0,40}", 0..5);
+    (any::<u64>(), names, 1..=POSITIONS_MAX, 1..u32::MAX).prop_map(|(start, adapters, positions_max, sessions_max)| {
+        Message::WelcomeGenerate { start, adapters, positions_max, sessions_max }
+    })
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     let rounds = || any::<u32>().prop_map(RoundId);
     let welcome = (plans(), [encodings(), encodings(), encodings()], 0..9_u32, 9..99_u32);
@@ -110,6 +131,8 @@ fn any_message() -> impl Strategy<Value = Message> {
         settled,
         texts().prop_map(|reason| Message::Finish { adapter: RoundId(reason.len() as u32), reason }),
         texts().prop_map(|reason| Message::Goodbye { reason }),
+        hellos_generate(),
+        welcomes_generate(),
     ]
 }
 

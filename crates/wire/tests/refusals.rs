@@ -238,6 +238,42 @@ fn impossible_messages_are_refused() {
     check_message_refused(idle, "optimizer.learning_rate is NaN");
 }
 
+/// Goal: a session of generation is refused for what is wrong with it. Method: spoil one field of its messages at a time.
+#[test]
+fn impossible_generation_is_refused() {
+    let spoil = |says, change: fn(&mut Spoilt)| {
+        let mut spoilt = Spoilt { hidden: 576, cut: 4, tail: Some(1), encoding: "int8", name: "alice".into() };
+        change(&mut spoilt);
+        let Spoilt { hidden, cut, tail, encoding, name } = spoilt;
+        let (version, base, encoding) = (PROTOCOL_VERSION, BaseHash([1; 32]), encoding.parse().unwrap());
+        check_message_refused(Message::HelloGenerate { version, base, blocks: 30, hidden, cut: CutPoint(cut), tail, encoding, name }, says);
+    };
+    spoil("HelloGenerate: name of 129 B exceeds 128 B", |s| s.name = "x".repeat(NAME_BYTES_MAX + 1));
+    spoil("HelloGenerate cuts at 30 and keeps 1 of 30 blocks", |s| s.cut = 30);
+    spoil("HelloGenerate cuts at 4 and keeps 65535 of 30", |s| s.tail = Some(u16::MAX));
+    spoil("HelloGenerate says a hidden size of 0", |s| s.hidden = 0);
+    spoil("int8/128 does not fit a hidden size of 576", |s| s.encoding = "int8/128");
+    spoil("int4+delta is nothing for generating: a sequence has no earlier visit", |s| s.encoding = "int4+delta");
+    spoil("int8+stochastic is nothing for generating", |s| s.encoding = "int8+stochastic");
+    let welcome =
+        |adapters: Vec<String>, positions_max, sessions_max| Message::WelcomeGenerate { start: 1, adapters, positions_max, sessions_max };
+    encode(&welcome(vec!["x".repeat(NAME_BYTES_MAX); ADAPTERS_MAX], POSITIONS_MAX, u32::MAX)).expect("all bounds kept");
+    check_message_refused(welcome(vec!["x".repeat(NAME_BYTES_MAX + 1)], 1, 1), "WelcomeGenerate: adapters of 129 B exceeds 128 B");
+    check_message_refused(welcome(vec!["x".into(); ADAPTERS_MAX + 1], 1, 1), "adapters 1025, it must be 0 to 1024");
+    check_message_refused(welcome(vec![], 0, 1), "positions_max 0, it must be 1 to 131072");
+    check_message_refused(welcome(vec![], POSITIONS_MAX + 1, 1), "positions_max 131073");
+    check_message_refused(welcome(vec![], 1, 0), "sessions_max 0, it must be 1 to");
+}
+
+/// What of HelloGenerate can be wrong.
+struct Spoilt {
+    hidden: u32,
+    cut: u16,
+    tail: Option<u16>,
+    encoding: &'static str,
+    name: String,
+}
+
 /// Goal: control bytes are refused by length, version, truncation and surplus. Method: one of each.
 #[test]
 fn foreign_control_bytes_are_refused() {
@@ -249,13 +285,17 @@ fn foreign_control_bytes_are_refused() {
     let mut surplus = bytes.clone();
     surplus.push(0);
     assert!(matches!(decode(&surplus), Err(CodecError::Trailing { .. })));
-    let mut past = bytes.clone();
-    past[1] = 1;
-    past.truncate(2);
-    let error = decode(&past).expect_err("another version").to_string();
-    assert!(error.contains("peer speaks protocol 1, we speak 4"), "{error}");
+    for hello in [hello(), hello_generate()] {
+        let mut past = encode(&hello).unwrap();
+        past[1] = 1;
+        past.truncate(2);
+        let error = decode(&past).expect_err("another version").to_string();
+        assert!(error.contains("peer speaks protocol 1, we speak 4"), "{error}");
+    }
+    // Only of what introduces a peer is the second byte a version.
+    assert!(matches!(decode(&[8, 1]), Err(CodecError::Malformed { .. })));
     assert!(decode(&vec![0; CONTROL_BYTES_MAX + 1]).is_err());
-    assert!(decode(&[9]).is_err());
+    assert!(decode(&[11]).is_err());
     let most = u32::try_from(CONTROL_BYTES_MAX).unwrap();
     assert_eq!(CodecError::check_length(most.to_le_bytes()).unwrap(), CONTROL_BYTES_MAX);
     assert!(CodecError::check_length((most + 1).to_le_bytes()).is_err());

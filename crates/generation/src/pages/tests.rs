@@ -1,5 +1,7 @@
 //! Goal: every sequence reads what it wrote, whatever others do. Method: cases by hand, and a cache of real cells under random work.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use proptest::prelude::*;
 

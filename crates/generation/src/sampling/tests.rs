@@ -1,5 +1,7 @@
 //! Goal: a draw is what the words of its spec say. Method: a naive sampler beside it, known numbers, and the distribution over many seeds.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use proptest::prelude::*;
 use rand_chacha::rand_core::RngCore;

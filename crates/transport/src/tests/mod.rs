@@ -2,6 +2,7 @@
 
 mod doors;
 mod emulated;
+mod generate;
 mod hostile;
 mod restart;
 mod revocation;

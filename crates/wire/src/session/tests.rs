@@ -52,6 +52,38 @@ fn welcome() -> Message {
     Message::Welcome { plan, activations, gradients, adapters, client: 0, clients: 1, id, resumed, awaits, updated }
 }
 
+/// Goal: a peer that wants to generate is known as such by a run that trains, and can be told so; nobody else says its words. Method: its
+/// hello at both sides, before and after another, and the refusal.
+#[test]
+fn generation_is_another_servers() {
+    let generate = Message::HelloGenerate {
+        version: PROTOCOL_VERSION,
+        base: BaseHash([0; 32]),
+        blocks: 5,
+        hidden: 64,
+        cut: CutPoint(2),
+        tail: None,
+        encoding: Encoding::INT8,
+        name: "a".into(),
+    };
+    let yes = Message::WelcomeGenerate { start: 1, adapters: vec![], positions_max: 1, sessions_max: 1 };
+    let mut server = ServerSession::new();
+    assert_eq!(server.handle(&generate), Err(SessionError::Purpose));
+    assert!(matches!(server.sent(&yes), Err(SessionError::Unexpected { .. })));
+    let refused = Message::Refused { code: RefusalCode::Purpose, reason: "this server trains".into() };
+    assert_eq!(server.sent(&refused), Ok(()));
+    let mut server = ServerSession::new();
+    server.handle(&hello()).unwrap();
+    for word in [&generate, &yes] {
+        assert!(matches!(server.handle(word), Err(SessionError::Unexpected { .. })));
+    }
+    let mut client = ClientSession::new();
+    assert!(matches!(client.sent(&generate), Err(SessionError::Unexpected { .. })));
+    client.sent(&hello()).unwrap();
+    assert!(matches!(client.handle(&yes), Err(SessionError::Unexpected { .. })));
+    assert_eq!(client.handle(&refused), Ok(SessionEvent::Refused { code: RefusalCode::Purpose }));
+}
+
 fn train(round: u32) -> Message {
     Message::Train { round: RoundId(round) }
 }

@@ -67,6 +67,79 @@ pub fn messages() -> Vec<Message> {
         Message::Settled { round, accepted: true, reason: "ok".into() },
         Message::Finish { adapter: RoundId(5), reason: "done".into() },
         Message::Goodbye { reason: "bye".into() },
+        hello_generate(),
+        Message::WelcomeGenerate {
+            start: 0x0102_0304_0506_0708,
+            adapters: vec!["a".into(), "bc".into()],
+            positions_max: 2048,
+            sessions_max: 300,
+        },
+    ]
+}
+
+pub fn hello_generate() -> Message {
+    Message::HelloGenerate {
+        version: PROTOCOL_VERSION,
+        base: BaseHash([0xab; 32]),
+        blocks: 30,
+        hidden: 576,
+        cut: CutPoint(4),
+        tail: Some(1),
+        encoding: Encoding::INT8,
+        name: "alice".into(),
+    }
+}
+
+/// Rows of four values, in int8: six bytes each.
+pub fn record_limits() -> RecordLimits {
+    RecordLimits { hidden: 4, encoding: Encoding::INT8, positions_max: 2000 }
+}
+
+pub fn open() -> Open {
+    let sampling = SamplingSpec {
+        temperature: 0.5,
+        top_k: 40,
+        top_p: 0.25,
+        min_p: 0.125,
+        repetition_penalty: 2.0,
+        presence_penalty: -1.0,
+        frequency_penalty: 4.0,
+        logit_bias: vec![(7, -100.0)],
+        seed: 300,
+        logprobs: Some(2),
+    };
+    Open {
+        adapter: Some("tales".into()),
+        sampling: Some(sampling),
+        tokens_max: 1000,
+        prefix: vec![PageDigest([0x11; 16]), PageDigest([0x22; 16])],
+        generated: (33, vec![5, 70_000]),
+    }
+}
+
+pub fn rows_record(digests: usize) -> RowsRecord {
+    let digests = (0..digests).map(|page| PageDigest([page as u8; 16])).collect();
+    RowsRecord { position: 0x102, rows: 2, wanted: Wanted::All, digests, payload: (1..=12).collect() }
+}
+
+/// One of each that a device says.
+pub fn device_records() -> Vec<DeviceRecord> {
+    let bare = Open { adapter: None, sampling: None, tokens_max: 1, prefix: vec![], generated: (0, vec![]) };
+    let last = RowsRecord { wanted: Wanted::Last, rows: 1, payload: (1..=6).collect(), ..rows_record(0) };
+    vec![DeviceRecord::Open(open()), DeviceRecord::Open(bare), DeviceRecord::Rows(rows_record(2)), DeviceRecord::Rows(last)]
+}
+
+/// One of each that a server says.
+pub fn server_records() -> Vec<ServerRecord> {
+    let plain = |id: u32| Drawn { id, logprob: None, top: vec![] };
+    let likely = Drawn { id: 7, logprob: Some(-0.5), top: vec![(7, -0.5), (9, -2.0)] };
+    let sure = Drawn { id: 8, logprob: Some(0.0), top: vec![] };
+    vec![
+        ServerRecord::Held(0x102),
+        ServerRecord::Tokens { position: 5, drawn: vec![plain(7), plain(70_000)] },
+        ServerRecord::Tokens { position: 5, drawn: vec![likely, sure] },
+        ServerRecord::Rows { position: 9, rows: 1, payload: (1..=6).collect() },
+        ServerRecord::Failed { code: FailureCode::Busy, reason: "é".into() },
     ]
 }
 
