@@ -81,9 +81,9 @@ pub(super) fn forward(call: Call) -> Vec<f32> {
         });
     };
     if products * query * dim < TASK_PRODUCTS {
-        tiles.iter().for_each(one)
+        (0..tiles.len()).for_each(one)
     } else {
-        tiles.par_iter().for_each(one)
+        crew::each(tiles.len(), one)
     }
     out
 }
