@@ -55,7 +55,8 @@ impl Admission {
 
     /// A new sequence gets in line: it is sure to need `pages_now`, and never needs more than `pages_max`.
     pub fn ask(&mut self, sequence: u64, pages_now: u32, pages_max: u32) -> Result<(), AdmissionError> {
-        assert!(pages_now <= pages_max, "what it needs now is part of what it may need");
+        // Both come of what a peer says, which need not fit together.
+        let pages_max = pages_max.max(pages_now);
         if pages_max > self.pages {
             return Err(AdmissionError::TooLarge { pages_max, pages: self.pages });
         }
@@ -170,6 +171,7 @@ mod tests {
     fn too_many_and_too_large_are_refused() {
         let mut admission = Admission::new(4, 0, 1);
         assert_eq!(admission.ask(1, 1, 5), Err(AdmissionError::TooLarge { pages_max: 5, pages: 4 }));
+        assert_eq!(admission.ask(1, 5, 1), Err(AdmissionError::TooLarge { pages_max: 5, pages: 4 }));
         admission.ask(1, 4, 4).unwrap();
         assert_eq!(admission.ask(2, 1, 1), Err(AdmissionError::Busy { waiting_max: 1 }));
         assert_eq!(admission.admit(4, NONE), [1]);

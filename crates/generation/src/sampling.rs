@@ -143,16 +143,22 @@ fn likeliest(logits: &[f32]) -> u32 {
 /// A token that may be drawn.
 #[derive(Clone, Copy)]
 struct Candidate {
-    id: u32,
-    logit: f32,
+    /// Orders candidates, the likeliest first and of ties the lower id: one number, because sorting is most of what filters cost.
+    key: u64,
     /// Its probability beside the likeliest one's.
     weight: f32,
 }
 
 impl Candidate {
-    fn likelier(&self, other: &Self) -> std::cmp::Ordering {
-        // Not `total_cmp`, to which 0 is more than -0.
-        other.logit.partial_cmp(&self.logit).expect("candidates are numbers").then(self.id.cmp(&other.id))
+    fn new(id: u32, logit: f32, weight: f32) -> Self {
+        // The bits of positive numbers rise as they do, those of negative ones fall; -0 becomes 0 first.
+        let bits = (logit + 0.0).to_bits();
+        let falling = if bits >> 31 == 0 { !bits & 0x7fff_ffff } else { bits };
+        Self { key: u64::from(falling) << 32 | u64::from(id), weight }
+    }
+
+    fn id(&self) -> u32 {
+        self.key as u32
     }
 }
 
@@ -166,7 +172,7 @@ fn sample(spec: &SamplingSpec, logits: &[f32], position: u32) -> u32 {
         sum += f64::from(candidate.weight);
         sum > target
     });
-    drawn.or(kept.last()).map_or(0, |candidate| candidate.id)
+    drawn.or(kept.last()).map_or(0, Candidate::id)
 }
 
 /// What top-k, top-p and min-p leave, in the order of ids.
@@ -178,14 +184,14 @@ fn candidates(spec: &SamplingSpec, logits: &[f32]) -> Vec<Candidate> {
     for (id, logit) in logits.iter().enumerate() {
         let log_weight = log_weight(*logit);
         if log_weight >= LOG_WEIGHT_MIN {
-            kept.push(Candidate { id: id as u32, logit: *logit, weight: log_weight });
+            kept.push(Candidate::new(id as u32, *logit, log_weight));
         }
     }
     let top_k = spec.top_k as usize;
     if top_k > 0 && top_k < kept.len() {
-        kept.select_nth_unstable_by(top_k - 1, Candidate::likelier);
+        kept.select_nth_unstable_by_key(top_k - 1, |candidate| candidate.key);
         kept.truncate(top_k);
-        kept.sort_unstable_by_key(|candidate| candidate.id);
+        kept.sort_unstable_by_key(Candidate::id);
     }
     kept.iter_mut().for_each(|candidate| candidate.weight = candidate.weight.exp());
     if spec.top_p < 1.0 {
@@ -199,13 +205,17 @@ fn candidates(spec: &SamplingSpec, logits: &[f32]) -> Vec<Candidate> {
 
 /// Keeps the likeliest that together have `share` of the weight: the one that reaches it too, so that there is always one.
 fn keep_nucleus(kept: &mut Vec<Candidate>, share: f64) {
-    let wanted = share * kept.iter().map(|candidate| f64::from(candidate.weight)).sum::<f64>();
+    let total: f64 = kept.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    let wanted = share * total;
+    // Those below the mean of what may be left out are left out: even all of them together are less than that.
+    let least = (1.0 - share) * total / kept.len() as f64;
+    kept.retain(|candidate| f64::from(candidate.weight) >= least);
     let (mut sum, mut sorted, mut end) = (0.0, 0, NUCLEUS_FIRST.min(kept.len()));
     while sorted < kept.len() {
         if end < kept.len() {
-            kept[sorted..].select_nth_unstable_by(end - sorted, Candidate::likelier);
+            kept[sorted..].select_nth_unstable_by_key(end - sorted, |candidate| candidate.key);
         }
-        kept[sorted..end].sort_unstable_by(Candidate::likelier);
+        kept[sorted..end].sort_unstable_by_key(|candidate| candidate.key);
         for place in sorted..end {
             sum += f64::from(kept[place].weight);
             if sum >= wanted {
@@ -216,7 +226,7 @@ fn keep_nucleus(kept: &mut Vec<Candidate>, share: f64) {
         sorted = end;
         end = (end * 8).min(kept.len());
     }
-    kept.sort_unstable_by_key(|candidate| candidate.id);
+    kept.sort_unstable_by_key(Candidate::id);
 }
 
 /// The random number of a position, in [0, 1): a word of the stream that the seed keys, found without drawing those before it.
@@ -238,16 +248,16 @@ fn log_total(logits: &[f32]) -> f64 {
 
 /// The ids of the `count` largest, largest first.
 fn top(logits: &[f32], count: usize) -> Vec<u32> {
-    let mut best: Vec<Candidate> = Vec::with_capacity(count + 1);
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     for (id, logit) in logits.iter().enumerate().filter(|(_, logit)| !logit.is_nan()) {
         // Ids rise, so that a tie with the last of a full list loses.
-        if best.len() < count || best.last().is_some_and(|last| *logit > last.logit) {
-            let place = best.partition_point(|other| other.logit >= *logit);
-            best.insert(place, Candidate { id: id as u32, logit: *logit, weight: 0.0 });
+        if best.len() < count || best.last().is_some_and(|(_, last)| logit > last) {
+            let place = best.partition_point(|(_, other)| other >= logit);
+            best.insert(place, (id as u32, *logit));
             best.truncate(count);
         }
     }
-    best.into_iter().map(|candidate| candidate.id).collect()
+    best.into_iter().map(|(id, _)| id).collect()
 }
 
 #[cfg(test)]

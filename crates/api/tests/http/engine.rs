@@ -46,7 +46,7 @@ impl Engine for Echo {
     }
 
     /// `fail:..` fails at once, `break:..` after two tokens, `hang:..` goes on for ever without a word after two tokens, `flood:..` for
-    /// ever with many.
+    /// ever with many. Ask for them with temperature 0: a hot answer may end before.
     fn generate(&self, request: Generate) -> BoxStream<'static, Result<Piece, EngineError>> {
         *self.asked.lock().unwrap() = Some(request.clone());
         let open = Open::new(&self.open, &self.open_most);

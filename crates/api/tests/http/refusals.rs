@@ -95,7 +95,7 @@ async fn fields() {
 #[tokio::test]
 async fn what_the_engine_cannot() {
     let server = Server::local().await;
-    let ask = async |prompt: &str| server.post(COMPLETIONS, &json!({ "model": "echo", "prompt": prompt })).await;
+    let ask = async |prompt: &str| server.post(COMPLETIONS, &json!({ "model": "echo", "prompt": prompt, "temperature": 0 })).await;
     invalid(&ask("fail:refused").await, 400, "invalid_value", "echo");
     invalid(&ask("fail:unknown").await, 404, "model_not_found", "model");
     invalid(&ask(&"long".repeat(2000)).await, 400, "context_length_exceeded", Value::Null);

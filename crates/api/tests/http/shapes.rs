@@ -154,7 +154,7 @@ async fn a_chat_lists_its_tokens() {
 #[tokio::test]
 async fn a_seed_repeats_and_chance_does_not() {
     let server = Server::local().await;
-    let ask = |seed: Option<u64>| json!({ "model": "echo", "prompt": "a long enough prompt to differ", "seed": seed, "max_tokens": 40 });
+    let ask = |seed: Option<u64>| json!({ "model": "echo", "prompt": "a long enough prompt to differ", "seed": seed, "max_tokens": 40, "temperature": 2 });
     let text = async |seed| server.json(COMPLETIONS, ask(seed)).await["choices"][0]["text"].clone();
     assert_eq!(text(Some(1)).await, text(Some(1)).await);
     assert_ne!(text(Some(1)).await, text(Some(2)).await);

@@ -100,8 +100,8 @@ async fn an_error_in_the_middle_is_an_event_and_the_end() {
 async fn a_client_that_goes_away_stops_the_engine() {
     let server = Server::local().await;
     for (stream, endpoint, body) in [
-        (true, COMPLETIONS, json!({ "model": "echo", "prompt": ["hang:1", "hang:2"], "stream": true })),
-        (false, COMPLETIONS, json!({ "model": "echo", "prompt": "hang:3" })),
+        (true, COMPLETIONS, json!({ "model": "echo", "prompt": ["hang:1", "hang:2"], "stream": true, "temperature": 0 })),
+        (false, COMPLETIONS, json!({ "model": "echo", "prompt": "hang:3", "temperature": 0 })),
         (true, COMPLETIONS, json!({ "model": "echo", "prompt": "flood:", "stream": true })),
     ] {
         let mut connection = server.send(&request("POST", endpoint, &["Content-Type: application/json"], &body.to_string())).await;

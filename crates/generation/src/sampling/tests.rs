@@ -118,6 +118,15 @@ fn filters_keep_the_likeliest() {
     assert_eq!(drawn(SamplingSpec { top_k: 2, top_p: 0.61, ..spec() }), [1]);
 }
 
+#[test]
+fn keys_order_as_logits_do_and_ties_by_id() {
+    let falling = [f32::INFINITY, f32::MAX, 2.0, 1.0, f32::MIN_POSITIVE, 0.0, -1e-40, -1.0, -2.0, f32::MIN, f32::NEG_INFINITY];
+    let keys: Vec<u64> = falling.iter().enumerate().map(|(place, logit)| Candidate::new(99 - place as u32, *logit, 0.0).key).collect();
+    assert!(keys.is_sorted_by(|one, other| one < other), "{keys:x?}");
+    assert!(Candidate::new(3, -0.0, 0.0).key < Candidate::new(4, 0.0, 0.0).key);
+    assert_eq!(Candidate::new(u32::MAX, -1.5, 0.0).id(), u32::MAX);
+}
+
 /// Transformers' processors one after the other, each over the whole vocabulary.
 fn naive_candidates(spec: &SamplingSpec, logits: &[f32]) -> Vec<u32> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -152,7 +161,7 @@ fn candidates_are_those_of_the_naive_sampler() {
     let spec = (0.1_f32..3.0, 0_u32..200, 0.01_f32..=1.0, prop_oneof![Just(0.0), 0.0_f32..0.5]);
     proptest!(|(logits in logits, (temperature, top_k, top_p, min_p) in spec)| {
         let spec = SamplingSpec { temperature, top_k, top_p, min_p, ..SamplingSpec::GREEDY };
-        let kept: Vec<u32> = candidates(&spec, &logits).iter().map(|candidate| candidate.id).collect();
+        let kept: Vec<u32> = candidates(&spec, &logits).iter().map(Candidate::id).collect();
         // Sums in another order may disagree about a token on the very edge.
         let naive = naive_candidates(&spec, &logits);
         let differ = kept.iter().filter(|id| !naive.contains(id)).count() + naive.iter().filter(|id| !kept.contains(id)).count();

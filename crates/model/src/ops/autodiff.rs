@@ -2,7 +2,7 @@
 //!
 //! Frozen weights get none. Burn's autodiff is of first order, so the operations that only a backward uses have no gradient themselves.
 
-use super::{Fused, Groups, Heads, Maybe};
+use super::{CachePlan, Fused, Groups, Heads, Maybe};
 use crate::spec::Activation;
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -232,6 +232,16 @@ impl<B: Fused, C: CheckpointStrategy> Fused for Autodiff<B, C> {
         _: f32,
     ) -> FloatTensor<Self> {
         unreachable!("{FIRST_ORDER}")
+    }
+
+    fn cached_attention(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: CachePlan,
+        _: Heads,
+        _: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("a cache holds what no gradient reaches: generate on tensors outside autodiff")
     }
 
     fn cross_entropy(_: FloatTensor<Self>, _: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {

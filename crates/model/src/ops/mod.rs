@@ -7,6 +7,7 @@
 //! Everything is ragged: `n` tokens of all sequences stand one after another, `[n, features]`, without padding.
 
 mod autodiff;
+mod cache;
 pub(crate) mod composed;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod cube;
@@ -16,6 +17,8 @@ mod flex;
 mod groups;
 
 #[cfg(test)]
+mod cached_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::block::Surroundings;
@@ -23,6 +26,7 @@ use crate::spec::{Activation, BlockSpec};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Int, Tensor};
+pub(crate) use cache::{CachePlan, Sequence};
 pub(crate) use groups::{Group, Groups};
 
 /// Logits that may stand at once in a loss: 64 MiB of f32.
@@ -166,6 +170,20 @@ pub(crate) trait Fused: Backend {
         scale: f32,
     ) -> FloatTensor<Self>;
 
+    /// Attention of the next tokens of growing sequences over what the pool holds of them and themselves, causal.
+    ///
+    /// `qkv` is as in `attention`. New keys and values are written to their slots of `pool [pages·PAGE_TOKENS, 2·k·e]` first, in place where
+    /// nobody else holds it. Returns `[n, h·e]`, and the pool.
+    fn cached_attention(
+        qkv: FloatTensor<Self>,
+        pool: FloatTensor<Self>,
+        plan: CachePlan,
+        heads: Heads,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cache::composed::<Self>(qkv, pool, &plan, heads, scale)
+    }
+
     /// Softmax cross-entropy of some rows: of `logits [c, v]` and the classes `targets [c]`, each row's loss `[c]`, its likeliest class
     /// `[c]`, and `softmax(logits) - onehot(target)`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
@@ -302,6 +320,23 @@ impl Kernels {
         Tensor::from_dispatch(out)
     }
 
+    /// Takes no gradient. Returns the pool too, written.
+    pub(crate) fn cached_attention(
+        self,
+        qkv: Tensor<2>,
+        pool: Tensor<2>,
+        plan: CachePlan,
+        heads: Heads,
+        scale: f32,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let (qkv, pool) = (qkv.into_dispatch(), pool.into_dispatch());
+        let (out, pool) = match self {
+            Self::Composed => cache::composed::<Dispatch>(qkv, pool, &plan, heads, scale),
+            Self::Fused => Dispatch::cached_attention(qkv, pool, plan, heads, scale),
+        };
+        (Tensor::from_dispatch(out), Tensor::from_dispatch(pool))
+    }
+
     /// Loss of each row of `x·tableᵀ`, and its likeliest class.
     pub(crate) fn projected_loss(self, x_nd: Tensor<2>, table_vd: Tensor<2>, targets: Tensor<1, Int>) -> (Tensor<1>, Tensor<1, Int>) {
         if self == Self::Composed {
@@ -311,6 +346,11 @@ impl Kernels {
         let (losses, best, _) = Dispatch::projected_loss(x, table, targets, false);
         (Tensor::from_dispatch(losses), Tensor::from_dispatch(best))
     }
+}
+
+/// Runs `f`, a step of a few tokens, with the CPU's threads kept awake between its operations; on a GPU it just runs.
+pub(crate) fn in_pool<T>(f: impl FnOnce() -> T) -> T {
+    flex::muster(f)
 }
 
 /// GFLOP/s that the CPU gives a plain matrix product; see `cutlayer bench step`.

@@ -4,8 +4,8 @@
 //! over memory. Where the machine has AVX-512 the kernel is ours: panels of 48 columns of `B` are packed into the first-level cache
 //! (transposed on the way where `B` is stored so), and `A` is read where it lies. Elsewhere it is the `gemm` crate's.
 
+use super::crew;
 use half::bf16;
-use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -17,6 +17,8 @@ const PANEL: usize = 48;
 const DEPTH: usize = 144;
 /// Contraction in one sweep over `C`: bounds how much of `A` must stay in the shared cache.
 const SWEEP: usize = 3072;
+/// Fewest multiplications worth several threads that are awake; to wake them takes four times as many.
+const TASK_PRODUCTS: usize = 1 << 17;
 /// Fewest rows worth a task of their own.
 const TASK_ROWS: usize = 32;
 
@@ -178,7 +180,9 @@ pub(super) unsafe fn run(jobs: &[Job]) {
     jobs.iter().for_each(check);
     let jobs: Vec<&Job> = jobs.iter().filter(|job| job.m > 0 && job.n > 0).collect();
     let threads = rayon::current_num_threads();
-    let elements: usize = jobs.iter().map(|job| job.m * job.n).sum();
+    let size = |job: &&Job| job.m * job.n * job.terms.iter().map(|term| term.b.rows).sum::<usize>();
+    let products: usize = jobs.iter().map(size).sum();
+    let enough = if crew::is_awake() { TASK_PRODUCTS } else { 4 * TASK_PRODUCTS };
     let panels: usize = jobs.iter().map(|job| job.n.div_ceil(panel_width(job.n))).sum();
     let sweeps: Vec<Vec<(Vec<Term>, Init)>> = jobs.iter().map(|job| sweeps(&job.terms, job.init)).collect();
     let mut tasks = vec![];
@@ -189,12 +193,13 @@ pub(super) unsafe fn run(jobs: &[Job]) {
         tasks.extend((0..job.n).step_by(columns).flat_map(|j| (0..job.m).step_by(rows).map(move |i| (index, i, j, rows, columns))));
     }
     for sweep in 0..sweeps.iter().map(Vec::len).max().unwrap_or(0) {
-        let one = |&(index, i, j, rows, columns): &(usize, usize, usize, usize, usize)| {
+        let one = |task: usize| {
+            let (index, i, j, rows, columns): (usize, usize, usize, usize, usize) = tasks[task];
             let (Some((terms, init)), Job { m, n, c, .. }) = (sweeps[index].get(sweep), jobs[index]) else { return };
             // SAFETY: each task writes its own rows and columns of its job's `c`.
             unsafe { block(i..(*m).min(i + rows), j..(*n).min(j + columns), terms, *init, *c) }
         };
-        if threads == 1 || elements < 4096 { tasks.iter().for_each(one) } else { tasks.par_iter().for_each(one) }
+        if products < enough { (0..tasks.len()).for_each(one) } else { crew::each(tasks.len(), one) }
     }
 }
 

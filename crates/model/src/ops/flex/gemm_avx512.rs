@@ -9,6 +9,8 @@ use std::mem::transmute;
 const TILE_ROWS: usize = sizes().0;
 const PANEL: usize = sizes().1;
 const DEPTH: usize = sizes().2;
+/// Rows of `A` up to which a product waits for memory: what comes next is then asked for while a panel is packed, else while it is multiplied.
+const FEW_ROWS: usize = 32;
 
 #[repr(align(64))]
 struct Packed([f32; DEPTH * PANEL]);
@@ -88,11 +90,18 @@ pub(super) unsafe fn panel(Term { a, b, .. }: Term, start: *const f32, start_rs:
         let packed = packed.0.as_mut_ptr();
         for from in (0..k).step_by(depth) {
             let depth = depth.min(k - from);
+            let (_, rs, cs) = b.raw();
+            let near = match next {
+                _ if m > FEW_ROWS => None,
+                _ if from + depth < k => Some((depth * rs) as isize),
+                Some(next) => Some((next * cs) as isize - (from * rs) as isize),
+                None => None,
+            };
             // SAFETY: within the views; the buffer holds DEPTH x PANEL.
             unsafe {
                 match b.kind() {
                     Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed),
-                    _ => pack(b.raw(), from, depth, n, packed),
+                    _ => pack(b.raw(), from, depth, n, packed, near),
                 }
                 let a_from = a_at.add(from * a_cs);
                 let after = from + depth;
@@ -137,7 +146,9 @@ macro_rules! tiles {
                 // SAFETY: as the caller promises.
                 unsafe {
                     for i in (0..whole).step_by(TILE_ROWS) {
-                        tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
+                        if m > FEW_ROWS {
+                            tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
+                        }
                         kernel::<TILE_ROWS, V>(at(i));
                     }
                     match m - whole {
@@ -201,12 +212,13 @@ tiles!(bf16s, "avx512f,avx512bf16", |x: __m512, y: __m512, sum: __m512| {
     _mm512_dpbf16_ps(sum, transmute::<__m512, __m512bh>(x), transmute::<__m512, __m512bh>(y))
 });
 
-/// Copies `depth x n` of `B`, from row `from`, into the panel; vectors are filled up with zeros.
+/// Copies `depth x n` of `B`, from row `from`, into the panel; vectors are filled up with zeros. What is `near`, so many floats further on,
+/// is asked for on the way.
 ///
 /// # Safety
 /// Within the view and the buffer.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32) {
+unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32, near: Option<isize>) {
     let mask = |left: usize| -> __mmask16 { if left >= 16 { 0xffff } else { (1 << left) - 1 } };
     // SAFETY: masked to the view.
     unsafe {
@@ -214,12 +226,19 @@ unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usiz
             for k in 0..depth {
                 let row = b.add((from + k) * rs);
                 for j in (0..n).step_by(16) {
+                    if let Some(near) = near {
+                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_offset(j as isize + near).cast());
+                    }
                     _mm512_store_ps(packed.add(k * PANEL + j), _mm512_maskz_loadu_ps(mask(n - j), row.add(j)));
                 }
             }
         } else {
             for j in (0..n).step_by(16) {
                 for k in (0..depth).step_by(16) {
+                    if let Some(near) = near {
+                        let at = b.wrapping_offset((j * cs + from + k) as isize + near);
+                        (0..16).for_each(|i| _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(i * cs).cast()));
+                    }
                     transpose(b.add(j * cs + from + k), cs, (n - j).min(16), mask(depth - k), packed.add(k * PANEL + j), depth - k);
                 }
             }

@@ -1,19 +1,24 @@
 //! The fused operations on the CPU, for burn's Flex tensors in f32.
 
 mod attention;
+mod cached;
+mod crew;
 mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx512;
+#[cfg(test)]
+mod gemm_tests;
 mod rows;
 mod simd;
 
-use super::{Fused, Group, Groups, Heads, Maybe};
+use super::{CachePlan, Fused, Group, Groups, Heads, Maybe};
 use crate::spec::Activation;
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
+pub(super) use crew::muster;
 use gemm::{Init, Job, Matrix, Target, Term, product, run};
 use half::bf16;
 use rayon::prelude::*;
@@ -299,6 +304,21 @@ impl Fused for Flex {
         let (out, log_sums, grad) = (dense(&out), dense(&log_sums), dense(&grad));
         let call = attention::Call { qkv: floats(&qkv), spans: &spans, heads, scale };
         tensor(attention::backward(call, floats(&out), floats(&log_sums), floats(&grad)), [n, heads.columns()])
+    }
+
+    fn cached_attention(
+        qkv: FloatTensor<Self>,
+        pool: FloatTensor<Self>,
+        plan: CachePlan,
+        heads: Heads,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        plan.check(dims(&qkv), dims(&pool), heads);
+        let (qkv, mut pool) = (dense(&qkv), into_dense(pool));
+        let range = pool.layout().start_offset()..pool.layout().start_offset() + pool.layout().num_elements();
+        cached::write(floats(&qkv), &mut pool.storage_mut::<f32>()[range], &plan, heads);
+        let out = cached::forward(cached::Call { qkv: floats(&qkv), pool: floats(&pool), plan: &plan, heads, scale });
+        (tensor(out, [plan.rows(), heads.query * heads.dim]), pool)
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
