@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// Rows of one pass: enough that the weights are worth reading, few enough that nobody waits long for a token.
@@ -70,6 +71,8 @@ pub(crate) struct Sequences {
     last: BTreeSet<u64>,
     /// Those of the pass under way.
     passing: Vec<u64>,
+    /// Since when the time of this pass was not counted.
+    busy_since: Instant,
     counts: Arc<Counts>,
     /// Whether the model keeps anything of the rows before: an encoder does not.
     causal: bool,
@@ -87,6 +90,7 @@ impl Sequences {
             sequences_max: config.sequences_max,
             last: BTreeSet::new(),
             passing: vec![],
+            busy_since: Instant::now(),
             counts,
             causal,
         }
@@ -183,7 +187,7 @@ impl Sequences {
 
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
-        let started = std::time::Instant::now();
+        self.busy_since = Instant::now();
         let turn = self.turns.next(PASS_ROWS_MAX, PROMPT_ROWS_MAX);
         self.passing = turn.iter().map(|(id, _)| *id).collect();
         let mut parts = vec![];
@@ -198,8 +202,6 @@ impl Sequences {
         drop(feeds);
         self.count(&parts);
         self.finish(parts, hidden);
-        // The head, the draws and the encoding are part of it: those may be a quarter of a token's time.
-        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.last =
             std::mem::take(&mut self.passing).into_iter().filter(|id| self.open.get(id).is_some_and(|s| s.jobs.is_empty())).collect();
     }
@@ -298,13 +300,17 @@ impl Sequences {
                 continue;
             }
             match (&sequence.leaving, states.is_empty()) {
-                (_, true) => drop(self.answer::<()>(part.id, Outcome::Done)),
+                (_, true) => {
+                    self.count_busy();
+                    self.answer::<()>(part.id, Outcome::Done);
+                }
                 (Leaving::Drawn(..), false) => {
                     drawing.push((part.id, states.iter().map(|state| state.dims()[0]).sum::<usize>()));
                     rows.extend(states);
                 }
                 (Leaving::Encoded(encoding), false) => {
                     let outcome = encoded(*encoding, states);
+                    self.count_busy();
                     self.answer::<()>(part.id, outcome);
                 }
             }
@@ -333,6 +339,7 @@ impl Sequences {
                 history.push(token.id);
                 drawn.push(token);
             }
+            self.count_busy();
             self.answer::<()>(id, Outcome::Drawn(drawn));
         }
     }
@@ -351,6 +358,13 @@ impl Sequences {
         counts.rows.fetch_add(parts.iter().map(|part| u64::from(part.rows)).sum(), Ordering::Relaxed);
         counts.sequences.fetch_add(parts.len() as u64, Ordering::Relaxed);
         self.count_pages();
+    }
+
+    /// Counts the time since it was last counted. Before each answer: whoever hears one finds all of it counted, with the head and the encoding.
+    fn count_busy(&mut self) {
+        let now = Instant::now();
+        let busy = now - std::mem::replace(&mut self.busy_since, now);
+        self.counts.busy_us.fetch_add(busy.as_micros() as u64, Ordering::Relaxed);
     }
 
     fn count_pages(&self) {
