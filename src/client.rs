@@ -47,12 +47,14 @@ impl Client {
 #[non_exhaustive]
 pub enum ClientError {
     /// Something without which there is no client.
-    #[error("the client has no {what}: call `{call}` before `join`")]
+    #[error("there is no {what}: call `{call}` before `{before}`")]
     Missing {
         /// What.
         what: &'static str,
         /// The call that gives it.
         call: &'static str,
+        /// The call that needs it.
+        before: &'static str,
     },
     /// The server's address has no meaning here.
     #[error("the server's address {address:?} cannot be used: {source}; write HOST:PORT as the server printed it")]
@@ -238,7 +240,7 @@ impl ClientBuilder {
     ///
     /// Needs a tokio runtime; the computation has a thread of its own.
     pub async fn join(self) -> Result<JoinReport, ClientError> {
-        let missing = |what, call| ClientError::Missing { what, call };
+        let missing = |what, call| ClientError::Missing { what, call, before: "join" };
         let (address, server_id) = self.server.ok_or(missing("server", "server(address, key)"))?;
         let model = self.model.ok_or(missing("model", "model(folder)"))?;
         let identity = self.identity.ok_or(missing("key", "identity(folder)"))?;
@@ -277,7 +279,7 @@ pub fn identity_at(folder: &Path) -> Result<(Identity, bool), IdentityError> {
     }
 }
 
-async fn resolve(address: &str) -> Result<SocketAddr, ClientError> {
+pub(crate) async fn resolve(address: &str) -> Result<SocketAddr, ClientError> {
     let refused = |source| ClientError::Address { address: address.into(), source };
     let mut found = tokio::net::lookup_host(address).await.map_err(refused)?;
     found.next().ok_or_else(|| refused(std::io::ErrorKind::NotFound.into()))

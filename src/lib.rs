@@ -29,16 +29,22 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod session;
 
 pub use client::{Client, ClientBuilder, ClientError, TrainingData, identity_at};
 pub use cutlayer_data::Record;
 pub use cutlayer_model::{DeviceChoice, Precision};
-pub use cutlayer_node::{Event, JoinReport, NodeError, Stop};
+pub use cutlayer_node::{
+    Drafting, Event, FinishReason, GenerateRequest, Generation, JoinReport, NodeError, Piece, Prompt, Stop, Token, Usage,
+};
 pub use cutlayer_transport::LinkConfig;
-pub use cutlayer_wire::PeerId;
+pub use cutlayer_wire::{Encoding, PeerId, SamplingSpec};
+pub use session::{Session, SessionBuilder};
 
+pub use cutlayer_api as api;
 pub use cutlayer_data as data;
 pub use cutlayer_federation as federation;
+pub use cutlayer_generation as generation;
 pub use cutlayer_lab as lab;
 pub use cutlayer_model as model;
 pub use cutlayer_node as node;

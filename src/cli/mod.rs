@@ -8,6 +8,9 @@ mod data_args;
 mod doctor;
 mod eval;
 mod exit;
+mod generate;
+mod generator_args;
+mod host;
 mod join;
 mod keys;
 mod link;
@@ -65,6 +68,10 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a run as a client
     Join(Box<join::JoinArgs>),
+    /// Generate text, on this machine or split with a host
+    Generate(Box<generate::GenerateArgs>),
+    /// Be the edge server of split inference: run the upper blocks for devices that generate
+    Host(Box<host::HostArgs>),
     /// Be a slow, far or broken network in front of a server
     Link(Box<link::LinkArgs>),
     /// Measure what cutlayer takes on this machine
@@ -108,6 +115,8 @@ fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<E
         Command::Run(args) => run::run(args, output, cores),
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
+        Command::Generate(args) => generate::run(*args, output),
+        Command::Host(args) => host::run(*args, output),
         Command::Link(args) => link::run(*args, output),
         Command::Bench(args) => bench::run(*args, output, cores),
         Command::Eval(args) => eval::run(*args, output),

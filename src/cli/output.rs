@@ -63,6 +63,11 @@ impl Output {
         }
     }
 
+    /// Whether standard output gets one JSON object.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     /// The end of a command that failed.
     pub fn error(&self, error: &anyhow::Error, exit: Exit) {
         let message = words(error);

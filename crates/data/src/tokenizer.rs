@@ -77,6 +77,28 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The tokens that end a generated text: the one that ends texts, and those that `generation_config.json` or `config.json` name
+    /// beside it, as chat models do.
+    pub fn ends(&self) -> Result<Vec<u32>, DataError> {
+        let mut ends: Vec<u32> = self.eos.into_iter().collect();
+        for file in ["generation_config.json", "config.json"] {
+            let path = self.path.join(file);
+            if !path.exists() {
+                continue;
+            }
+            let config: Value = serde_json::from_str(&read_whole(&path)?).map_err(|error| refused(&path, error))?;
+            let named = &config["eos_token_id"];
+            let ids = named.as_array().map_or(std::slice::from_ref(named), Vec::as_slice).iter();
+            ends.extend(ids.filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()));
+            if !named.is_null() {
+                break;
+            }
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(ends)
+    }
+
     /// The token that begins a text, if there is one. Encoding adds it only where the post-processor does.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -1,5 +1,6 @@
 //! Adapters during one step: what runs beside the frozen projections, for one client or for several on rows of their own.
 
+use crate::block::Beside;
 use crate::lora::{key_a, key_b, random_for};
 use crate::ops::{Factors, Groups};
 use crate::optimizer::Gradients;
@@ -52,7 +53,7 @@ impl Bound {
 
     /// The factors of some of the projections that stand side by side: `A [r, in]` of all stacked, and `up [r, out]`, each in its own columns.
     /// `None` where none has an adapter.
-    fn factors(&self, parts: &[(String, usize)], wanted: Range<usize>) -> Option<(Tensor<2>, Tensor<2>)> {
+    pub(crate) fn factors(&self, parts: &[(String, usize)], wanted: Range<usize>) -> Option<(Tensor<2>, Tensor<2>)> {
         let outputs: usize = parts.iter().map(|(_, outputs)| outputs).sum();
         let (mut all_a, mut ups, mut column) = (vec![], vec![], 0);
         for (part, (path, own)) in parts.iter().enumerate() {
@@ -111,25 +112,6 @@ impl Bounds {
         self.0.iter()
     }
 
-    /// The low-rank factors beside projections that stand side by side, of these paths and widths: of all adapters that drop nothing.
-    pub fn factors(&self, parts: &[(String, usize)]) -> Option<Factors> {
-        self.gather(|bound| if bound.dropout > 0.0 { None } else { bound.factors(parts, 0..parts.len()) })
-    }
-
-    /// The same of those that drop features of their input. Each projection drops others, so that each has factors, and the input they are
-    /// for, of its own.
-    pub fn dropped(&self, parts: &[(String, usize)], x_nd: &Tensor<2>) -> Vec<(Tensor<2>, Factors)> {
-        if self.iter().all(|(_, bound)| bound.dropout == 0.0) {
-            return vec![];
-        }
-        let drops = |bound: &Bound| bound.dropout > 0.0;
-        let one = |(part, (path, _)): (usize, &(String, usize))| {
-            let factors = self.gather(|bound| if drops(bound) { bound.factors(parts, part..part + 1) } else { None })?;
-            Some((self.masked(path, x_nd), factors))
-        };
-        parts.iter().enumerate().filter_map(one).collect()
-    }
-
     fn masked(&self, path: &str, x_nd: &Tensor<2>) -> Tensor<2> {
         let [n, d] = x_nd.dims();
         let each = self.iter().flat_map(|(rows, bound)| match bound.dropout > 0.0 {
@@ -153,7 +135,27 @@ impl Bounds {
     }
 }
 
+impl Beside for Bounds {
+    /// Those of all adapters that drop nothing.
+    fn factors(&self, parts: &[(String, usize)]) -> Option<Factors> {
+        self.gather(|bound| if bound.dropout > 0.0 { None } else { bound.factors(parts, 0..parts.len()) })
+    }
+
+    /// Each projection drops other features, so that each has factors, and the input they are for, of its own.
+    fn dropped(&self, parts: &[(String, usize)], x_nd: &Tensor<2>) -> Vec<(Tensor<2>, Factors)> {
+        if self.iter().all(|(_, bound)| bound.dropout == 0.0) {
+            return vec![];
+        }
+        let drops = |bound: &Bound| bound.dropout > 0.0;
+        let one = |(part, (path, _)): (usize, &(String, usize))| {
+            let factors = self.gather(|bound| if drops(bound) { bound.factors(parts, part..part + 1) } else { None })?;
+            Some((self.masked(path, x_nd), factors))
+        };
+        parts.iter().enumerate().filter_map(one).collect()
+    }
+}
+
 /// Tensors one after another; one alone stays as it is.
-fn join(mut parts: Vec<Tensor<2>>, dimension: usize) -> Tensor<2> {
+pub(crate) fn join(mut parts: Vec<Tensor<2>>, dimension: usize) -> Tensor<2> {
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dimension) }
 }

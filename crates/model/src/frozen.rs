@@ -221,12 +221,12 @@ impl Frozen {
         }
     }
 
-    /// Hidden states `[n, d]` of the ids.
-    pub(crate) fn embed(&self, ids: &[u32], rows: &Rows) -> Tensor<2> {
+    /// Hidden states `[n, d]` of the ids, each at its position.
+    pub(crate) fn embed(&self, ids: &[u32], at: &[u32]) -> Tensor<2> {
         let embedding = self.embedding.as_ref().expect("a stage that takes tokens was loaded with the embedding");
         let mut hidden = embedding.tokens.clone().select(0, indices(ids, &self.device)).cast(self.types.activations);
         if let Some(positions) = &embedding.positions {
-            hidden = hidden + positions.clone().select(0, indices(&rows.positions(), &self.device));
+            hidden = hidden + positions.clone().select(0, indices(at, &self.device));
         }
         if let Some(token_type) = &embedding.token_type {
             hidden = hidden + token_type.clone().unsqueeze();

@@ -85,7 +85,7 @@ impl Pretrainer {
         let bounds = Bounds::one(bound.clone(), rows.tokens());
         let model = Frozen::on(&self.spec, &bound.leaves, &self.device)?;
         let around = Surroundings::new(&self.spec.block, rows, Kernels::Composed, DType::F32, &self.device);
-        let mut hidden = model.embed(ids, rows);
+        let mut hidden = model.embed(ids, &rows.positions());
         for index in 0..self.spec.blocks {
             hidden = model.block(index).forward(&self.spec.block, hidden, &around, &bounds);
         }

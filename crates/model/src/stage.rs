@@ -396,7 +396,7 @@ impl Stage {
                 if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
                     return Err(StageError::OutOfRange { step, id: id.into(), bound: vocab });
                 }
-                Ok((None, self.frozen.embed(ids, rows)))
+                Ok((None, self.frozen.embed(ids, &rows.positions())))
             }
             Input::Hidden(hidden, wanted) => {
                 let expected = [rows.tokens(), self.frozen.spec().hidden];

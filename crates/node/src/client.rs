@@ -21,6 +21,7 @@ use cutlayer_transport::{Control, Identity, LinkConfig};
 use cutlayer_wire::{
     AdapterFrame, Ask, ClientSession, CutPoint, FrameLimits, GlobalReceiver, Message, PeerId, RoundId, RunId, SessionError, SessionEvent,
 };
+pub(crate) use door::Pauses;
 use door::{Door, Entered};
 use flight::Route;
 use recover::enter_first;

@@ -6,7 +6,7 @@ use cutlayer_federation::{ConfigError, UnknownAggregator};
 use cutlayer_model::encoding::TensorError;
 use cutlayer_model::{AdapterError, DeviceError, FolderError, LoadError, PeftError, RowsError, StageError};
 use cutlayer_transport::LinkError;
-use cutlayer_wire::{AdapterFrameError, EncodingError, FrameError, MemoryError, PlanError, RefusalCode, SessionError, StepId};
+use cutlayer_wire::{AdapterFrameError, EncodingError, FailureCode, FrameError, MemoryError, PlanError, RefusalCode, SessionError, StepId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -145,6 +145,14 @@ pub enum NodeError {
         /// How long it was waited for.
         waited_s: u64,
         /// How it was lost.
+        reason: String,
+    },
+    /// A sequence that could not be generated, or not to its end.
+    #[error("{reason}")]
+    Generation {
+        /// For programs.
+        code: FailureCode,
+        /// For people.
         reason: String,
     },
     /// The run ended before it was done.

@@ -54,6 +54,32 @@ pub enum Event {
         /// What was chosen and why, in words.
         reason: String,
     },
+    /// A device is in, to generate.
+    DeviceJoined {
+        /// Its identity, 64 hex digits.
+        peer: String,
+        /// Its own name for itself.
+        name: String,
+    },
+    /// It is gone.
+    DeviceLeft {
+        /// Its identity, 64 hex digits.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// The host of a device is out of reach, and looked for.
+    HostAway {
+        /// How it was lost.
+        reason: String,
+    },
+    /// It is found again.
+    HostBack {
+        /// Seconds without it.
+        seconds: f64,
+        /// Whether it was not started again meanwhile.
+        resumed: bool,
+    },
     /// A client is gone.
     Left {
         /// Its index.

@@ -15,6 +15,7 @@ mod compute_config;
 mod edge;
 mod error;
 mod event;
+mod generate;
 mod phases;
 mod prepare;
 mod schedule;
@@ -31,6 +32,10 @@ pub use client::{JoinConfig, JoinReport, join};
 pub use compute_config::ComputeConfig;
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
+pub use generate::{
+    Drafting, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, NamedAdapter, Piece, Prompt, Remote,
+    Token, Usage, host,
+};
 pub use phases::Phases;
 pub use prepare::ClientData;
 pub use server::{ServeConfig, ServeReport, serve};

@@ -182,6 +182,8 @@ impl Tally {
                 let row = self.client(*client);
                 (row.name, row.cut, row.tail, row.samples, row.left) = (name.clone(), *cut, *tail, *samples, None);
             }
+            // Of split inference, which is no run.
+            Event::DeviceJoined { .. } | Event::DeviceLeft { .. } | Event::HostAway { .. } | Event::HostBack { .. } => {}
             Event::Left { client, reason, .. } => self.client(*client).left = Some(reason.clone()),
             Event::Back { client, .. } if who == Who::Server => self.client(*client).reconnects += 1,
             Event::Refused { peer, reason } => self.refused.push(format!("{peer}: {reason}")),

@@ -40,6 +40,13 @@ pub fn describe(event: &Event, name: impl Fn(u32) -> String) -> Option<String> {
             format!("held-out after round {round}: loss {loss:.4}, perplexity {perplexity:.3}, accuracy {share:.1} % of {scored}")
         }
         Event::Finished { rounds, reason } => format!("finished after {rounds} rounds: {reason}"),
+        Event::DeviceJoined { peer, name } => format!("{name} ({}) is here to generate", peer.get(..8).unwrap_or(peer)),
+        Event::DeviceLeft { peer, reason } => format!("{} left: {reason}", peer.get(..8).unwrap_or(peer)),
+        Event::HostAway { reason } => format!("the host is out of reach: {reason}; looking for it"),
+        Event::HostBack { seconds: gone, resumed } => {
+            let how = if *resumed { "goes on where it was" } else { "was started again; what it held is computed anew" };
+            format!("the host is back after {} and {how}", seconds(*gone))
+        }
         Event::Step { .. } | Event::Updated { .. } => return None,
     })
 }

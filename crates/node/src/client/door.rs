@@ -81,7 +81,7 @@ impl Door<'_> {
 
 /// Pauses between tries, each longer than the one before, and none as long as another client's: a server that comes back is not met by
 /// all of them at once.
-pub(super) struct Pauses {
+pub(crate) struct Pauses {
     next: Duration,
 }
 
