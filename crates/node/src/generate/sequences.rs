@@ -134,7 +134,7 @@ impl Sequences {
             let reason = format!("{tokens_max} tokens exceed the {room} that the cache has room for; give it more memory");
             return Err((FailureCode::TooLong, reason));
         }
-        if let Leaving::Drawn(sampling, _) = &leaving {
+        if let Leaving::Drawn(sampling, _) | Leaving::Watched(sampling, ..) = &leaving {
             let vocab = self.decoder.frozen().spec().vocab;
             cutlayer_generation::check(sampling, vocab as u32).map_err(|error| (FailureCode::Malformed, error.to_string()))?;
         }
@@ -302,7 +302,7 @@ impl Sequences {
             }
             match (&sequence.leaving, states.is_empty()) {
                 (_, true) => drop(self.answer::<()>(part.id, Outcome::Done)),
-                (Leaving::Drawn(..), false) => {
+                (Leaving::Drawn(..) | Leaving::Watched(..), false) => {
                     drawing.push((part.id, states.iter().map(|state| state.dims()[0]).sum::<usize>()));
                     rows.extend(states);
                 }
@@ -321,18 +321,32 @@ impl Sequences {
             return;
         }
         let vocab = self.decoder.frozen().spec().vocab;
+        let started = std::time::Instant::now();
         let mut logits = self.decoder.logits(rows);
+        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         let mut rows = logits.chunks_exact_mut(vocab);
         for (id, count) in drawing {
             let Some(sequence) = self.open.get_mut(&id) else { continue };
             let Some(job) = sequence.jobs.front().map(|waiting| &waiting.job) else { continue };
-            let Leaving::Drawn(sampling, history) = &mut sequence.leaving else { continue };
+            let (sampling, history, watch) = match &mut sequence.leaving {
+                Leaving::Drawn(sampling, history) => (sampling, history, None),
+                Leaving::Watched(sampling, history, watch) => (sampling, history, Some(&*watch)),
+                Leaving::Encoded(_) => continue,
+            };
             // The last row of a job is the one that all wanted rows end at.
             let first = job.position + job.came.rows() - count as u32;
             history.truncate(first + 1);
             let mut drawn = Vec::with_capacity(count);
-            for (place, logits) in rows.by_ref().take(count).enumerate() {
-                let token = draw(sampling, logits, first + 1 + place as u32, history);
+            for (row, logits) in (first..).zip(rows.by_ref().take(count)) {
+                if let Some(watch) = watch.filter(|_| row + 1 < history.first()) {
+                    watch(row, logits, None);
+                    continue;
+                }
+                let seen = watch.map(|_| logits.to_vec());
+                let token = draw(sampling, logits, row + 1, history);
+                if let (Some(watch), Some(seen)) = (watch, seen) {
+                    watch(row, &seen, Some(token.id));
+                }
                 history.push(token.id);
                 drawn.push(token);
             }
