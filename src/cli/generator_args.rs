@@ -7,7 +7,7 @@ use super::output::Output;
 use clap::Args;
 use cutlayer_model::{DeviceChoice, Precision};
 use cutlayer_node::{ComputeConfig, Drafting, EventSink, Generator, GeneratorConfig, NamedAdapter, Remote};
-use cutlayer_transport::LinkConfig;
+use cutlayer_transport::{Identity, LinkConfig};
 use cutlayer_wire::{CutPoint, Encoding, PeerId, SamplingSpec};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -96,6 +96,28 @@ pub(crate) struct GeneratorArgs {
 impl GeneratorArgs {
     /// The generator that they describe.
     pub async fn open(&self, output: &Output, events: EventSink) -> anyhow::Result<Generator> {
+        self.open_with(output, events, |_| ()).await
+    }
+
+    /// The same with something changed.
+    pub async fn open_with(
+        &self,
+        output: &Output,
+        events: EventSink,
+        change: impl FnOnce(&mut GeneratorConfig),
+    ) -> anyhow::Result<Generator> {
+        let (mut config, identity) = self.config(output)?;
+        change(&mut config);
+        Ok(Generator::open(config, identity.into(), events).await?)
+    }
+
+    /// Whether a host was named.
+    pub fn has_host(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// What they describe, and this device's key.
+    pub fn config(&self, output: &Output) -> anyhow::Result<(GeneratorConfig, Identity)> {
         let identity = self.keys.identity(output)?;
         let config = GeneratorConfig {
             model: self.model.model.clone(),
@@ -107,7 +129,7 @@ impl GeneratorArgs {
             drafting: self.drafting()?,
             name: self.keys.name(),
         };
-        Ok(Generator::open(config, identity.into(), events).await?)
+        Ok((config, identity))
     }
 
     fn remote(&self) -> anyhow::Result<Option<Remote>> {

@@ -16,6 +16,8 @@ mod keys;
 mod link;
 mod merge;
 mod network;
+mod offload;
+mod offload_args;
 mod output;
 mod pull;
 mod run;
@@ -72,6 +74,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Be the edge server of split inference: run the upper blocks for devices that generate
     Host(Box<host::HostArgs>),
+    /// Decide what stays on the device: fit the policy of mode auto
+    Offload(Box<offload::OffloadFitArgs>),
     /// Be a slow, far or broken network in front of a server
     Link(Box<link::LinkArgs>),
     /// Measure what cutlayer takes on this machine
@@ -117,6 +121,7 @@ fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<E
         Command::Join(args) => join::run(*args, output),
         Command::Generate(args) => generate::run(*args, output),
         Command::Host(args) => host::run(*args, output),
+        Command::Offload(args) => offload::run(*args, output),
         Command::Link(args) => link::run(*args, output),
         Command::Bench(args) => bench::run(*args, output, cores),
         Command::Eval(args) => eval::run(*args, output),

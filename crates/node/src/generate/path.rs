@@ -7,7 +7,7 @@
 use super::device::{Here, Shared};
 use super::line::{Live, is_gone};
 use super::prefix::PrefixNames;
-use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat};
+use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat, Watch};
 use crate::error::NodeError;
 use cutlayer_generation::History;
 use cutlayer_transport::{GenerateReceiver, GenerateSender, LinkError};
@@ -40,6 +40,8 @@ pub(super) struct About {
     /// Tokens that it may grow to, guesses included.
     pub tokens_max: u32,
     pub prompt_tokens: usize,
+    /// Sees the logits of all rows that are answered, where tokens are drawn here.
+    pub watch: Option<Watch>,
 }
 
 /// The sides of an open sequence.
@@ -120,13 +122,15 @@ impl<'a> Path<'a> {
     }
 
     async fn try_step(&mut self, ids: &[u32], answered: usize) -> Result<Vec<Drawn>, Missed> {
-        let certain = &ids[..=answered];
+        // Rows of the prompt may be asked for their logits: what follows them is certain too.
+        let certain = &ids[..(answered + 1).max(self.about.prompt_tokens)];
+        let named = &ids[..=answered];
         // Taken out: a side that fails is not kept, for what it holds is unknown.
         let mut sides = match self.sides.take() {
             Some(sides) => sides,
-            None => self.open(certain).await?,
+            None => self.open(certain, named).await?,
         };
-        let names = self.names.of(certain);
+        let names = self.names.of(named);
         let from = sides.held.min(answered);
         let chunks = chunks(from, answered, ids.len(), names, &mut sides.published);
         let drawn = sides.run(self.shared, ids, &chunks).await?;
@@ -136,10 +140,10 @@ impl<'a> Path<'a> {
     }
 
     /// Opens all sides at the longest prefix that all of them have.
-    async fn open(&mut self, certain: &[u32]) -> Result<Sides, Missed> {
+    async fn open(&mut self, certain: &[u32], named: &[u32]) -> Result<Sides, Missed> {
         let shared = self.shared;
         // The last row is always computed: nobody keeps its answer.
-        let known = self.names.of(&certain[..certain.len() - 1]);
+        let known = self.names.of(&named[..named.len() - 1]);
         let mut prefix = known[..known.len().min(PREFIX_PAGES_MAX)].to_vec();
         let here = async |prefix: &[PageDigest]| -> Result<(Seat, Option<Seat>), NodeError> {
             let front = self.seat(&shared.front, prefix, certain, shared.line.is_some()).await?;
@@ -183,7 +187,10 @@ impl<'a> Path<'a> {
         } else {
             let mut history = History::new(&certain[..prompt]);
             certain[prompt..].iter().for_each(|&id| history.push(id));
-            Leaving::Drawn(sampling, history)
+            match &self.about.watch {
+                Some(watch) => Leaving::Watched(sampling, history, watch.clone()),
+                None => Leaving::Drawn(sampling, history),
+            }
         };
         let opening = Opening {
             owner: 0,
@@ -300,7 +307,7 @@ impl Sides {
             Some(Chunk { rows, wanted: Wanted::All, .. }) => rows.len(),
             _ => 1,
         };
-        if drawn.len() != expected {
+        if tail.is_none() && drawn.len() != expected {
             return Err(out_of_turn("another number of tokens").into());
         }
         Ok(drawn)
@@ -332,7 +339,7 @@ async fn next_answer(
     heard(receiver.recv(limits).await)
 }
 
-fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
+pub(super) fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
     let ended = || failed(FailureCode::Internal, "the host ended the sequence without a reason".into());
     record?.ok_or_else(ended)
 }
@@ -346,7 +353,7 @@ fn missed(live: &Arc<Live>, error: NodeError) -> Missed {
     }
 }
 
-fn out_of_turn(what: &str) -> NodeError {
+pub(super) fn out_of_turn(what: &str) -> NodeError {
     NodeError::Ended { reason: format!("the server sent {what}: update the older of the two sides") }
 }
 

@@ -80,11 +80,15 @@ pub(crate) struct Sequences {
     counts: Arc<Counts>,
     /// Whether the model keeps anything of the rows before: an encoder does not.
     causal: bool,
+    /// Rows of a pass at most.
+    rows_max: u32,
 }
 
 impl Sequences {
     pub fn new(config: WorkerConfig, counts: Arc<Counts>) -> Self {
         let causal = config.frozen.spec().block.causal;
+        // An encoder's sequence comes whole: a token sees those after it too.
+        let whole = if causal { 0 } else { config.frozen.spec().positions_max as u32 };
         let decoder = Decoder::new(config.frozen, config.blocks, config.pages);
         Self {
             decoder,
@@ -97,6 +101,7 @@ impl Sequences {
             parked: vec![],
             counts,
             causal,
+            rows_max: PASS_ROWS_MAX.max(whole),
         }
     }
 
@@ -120,7 +125,7 @@ impl Sequences {
     pub fn call_back(&mut self) {
         for (id, rows) in std::mem::take(&mut self.parked) {
             if let Some(sequence) = self.open.get(&id).filter(|sequence| !sequence.jobs.is_empty()) {
-                self.turns.push(work(id, sequence.owner, rows));
+                self.turns.push(work(id, sequence.owner, rows, self.causal));
             }
         }
     }
@@ -157,7 +162,7 @@ impl Sequences {
             let reason = format!("{tokens_max} tokens exceed the {room} that the cache has room for; give it more memory");
             return Err((FailureCode::TooLong, reason));
         }
-        if let Leaving::Drawn(sampling, _) = &leaving {
+        if let Leaving::Drawn(sampling, _) | Leaving::Watched(sampling, ..) = &leaving {
             let vocab = self.decoder.frozen().spec().vocab;
             cutlayer_generation::check(sampling, vocab as u32).map_err(|error| (FailureCode::Malformed, error.to_string()))?;
         }
@@ -200,7 +205,7 @@ impl Sequences {
         }
         sequence.jobs.push_back(Waiting { job, rows, read: None, done: 0, hidden: vec![], answer });
         if sequence.jobs.len() == 1 {
-            self.turns.push(work(id, sequence.owner, rows));
+            self.turns.push(work(id, sequence.owner, rows, self.causal));
         }
     }
 
@@ -216,7 +221,7 @@ impl Sequences {
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
         let started = Instant::now();
-        let turn = self.turns.next(PASS_ROWS_MAX, PROMPT_ROWS_MAX);
+        let turn = self.turns.next(self.rows_max, PROMPT_ROWS_MAX);
         self.passing.clear();
         let mut parts = vec![];
         for (id, rows) in turn {
@@ -307,7 +312,7 @@ impl Sequences {
         // Whoever asked may have gone.
         let _ = waiting.answer.send(outcome);
         if let Some(next) = sequence.jobs.front() {
-            self.turns.push(work(id, sequence.owner, next.job.came.rows()));
+            self.turns.push(work(id, sequence.owner, next.job.came.rows(), self.causal));
         }
         None
     }
@@ -335,7 +340,7 @@ impl Sequences {
             }
             match (&sequence.leaving, states.is_empty()) {
                 (_, true) => drop(self.answer::<()>(part.id, Outcome::Done)),
-                (Leaving::Drawn(..), false) => {
+                (Leaving::Drawn(..) | Leaving::Watched(..), false) => {
                     drawing.push((part.id, states.iter().map(|state| state.dims()[0]).sum::<usize>()));
                     rows.extend(states);
                 }
@@ -354,18 +359,32 @@ impl Sequences {
             return;
         }
         let vocab = self.decoder.frozen().spec().vocab;
+        let started = std::time::Instant::now();
         let mut logits = self.decoder.logits(rows);
+        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         let mut rows = logits.chunks_exact_mut(vocab);
         for (id, count) in drawing {
             let Some(sequence) = self.open.get_mut(&id) else { continue };
             let Some(job) = sequence.jobs.front().map(|waiting| &waiting.job) else { continue };
-            let Leaving::Drawn(sampling, history) = &mut sequence.leaving else { continue };
+            let (sampling, history, watch) = match &mut sequence.leaving {
+                Leaving::Drawn(sampling, history) => (sampling, history, None),
+                Leaving::Watched(sampling, history, watch) => (sampling, history, Some(&*watch)),
+                Leaving::Encoded(_) => continue,
+            };
             // The last row of a job is the one that all wanted rows end at.
             let first = job.position + job.came.rows() - count as u32;
             history.truncate(first + 1);
             let mut drawn = Vec::with_capacity(count);
-            for (place, logits) in rows.by_ref().take(count).enumerate() {
-                let token = draw(sampling, logits, first + 1 + place as u32, history);
+            for (row, logits) in (first..).zip(rows.by_ref().take(count)) {
+                if let Some(watch) = watch.filter(|_| row + 1 < history.first()) {
+                    watch(row, logits, None);
+                    continue;
+                }
+                let seen = watch.map(|_| logits.to_vec());
+                let token = draw(sampling, logits, row + 1, history);
+                if let (Some(watch), Some(seen)) = (watch, seen) {
+                    watch(row, &seen, Some(token.id));
+                }
                 history.push(token.id);
                 drawn.push(token);
             }
@@ -396,9 +415,9 @@ impl Sequences {
     }
 }
 
-/// Rows that wait; few are decoded, many are of a prompt and may be cut.
-fn work(sequence: u64, owner: u64, rows: u32) -> Work {
-    Work { sequence, owner, rows, is_prefill: rows > DECODED_ROWS_MAX }
+/// Rows that wait; few are decoded, many are of a prompt and may be cut where the model is causal.
+fn work(sequence: u64, owner: u64, rows: u32, causal: bool) -> Work {
+    Work { sequence, owner, rows, is_prefill: causal && rows > DECODED_ROWS_MAX }
 }
 
 /// Rows of one sequence in a pass.

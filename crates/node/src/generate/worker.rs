@@ -43,7 +43,12 @@ pub(crate) enum Leaving {
     Encoded(Encoding),
     /// Tokens, drawn so after these.
     Drawn(SamplingSpec, History),
+    /// The same, with someone who sees the logits. What the prompt says already is seen, not drawn.
+    Watched(SamplingSpec, History, Watch),
 }
+
+/// Sees the logits of rows that are answered, before penalties: the row's position, its logits, and the token that was drawn after it.
+pub(crate) type Watch = Arc<dyn Fn(u32, &[f32], Option<u32>) + Send + Sync>;
 
 /// Rows to compute.
 pub(crate) struct Job {
