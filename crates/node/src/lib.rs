@@ -33,7 +33,7 @@ pub use compute_config::ComputeConfig;
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
 pub use generate::{
-    Drafting, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, NamedAdapter, Piece, Prompt, Remote,
+    Drafting, Embedder, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, NamedAdapter, Piece, Prompt, Remote,
     Token, Usage, host,
 };
 pub use phases::Phases;

@@ -162,7 +162,7 @@ impl Generator {
 }
 
 impl Shared {
-    fn load(config: GeneratorConfig, identity: Arc<Identity>, events: EventSink) -> Result<Self, NodeError> {
+    pub fn load(config: GeneratorConfig, identity: Arc<Identity>, events: EventSink) -> Result<Self, NodeError> {
         let folder = ModelFolder::open(&config.model)?;
         let spec = read_spec(&folder)?;
         let all = spec.blocks;

@@ -6,6 +6,7 @@
 mod adapters;
 mod device;
 mod drafter;
+mod embedder;
 mod host;
 mod line;
 mod path;
@@ -17,6 +18,7 @@ mod worker;
 pub use adapters::NamedAdapter;
 pub use device::{Generator, GeneratorConfig, Remote};
 pub use drafter::Drafting;
+pub use embedder::Embedder;
 pub use host::{HostConfig, host};
 pub use sequence::{FinishReason, GenerateRequest, Generation, Piece, Prompt, Token, Usage};
 

@@ -333,7 +333,7 @@ async fn next_answer(
     heard(receiver.recv(limits).await)
 }
 
-fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
+pub(super) fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
     let ended = || failed(FailureCode::Internal, "the host ended the sequence without a reason".into());
     record?.ok_or_else(ended)
 }
@@ -342,7 +342,7 @@ fn lost(live: &Arc<Live>, error: NodeError) -> Missed {
     if error.is_lost() { Missed::Lost(live.clone(), error) } else { Missed::Fatal(error) }
 }
 
-fn out_of_turn(what: &str) -> NodeError {
+pub(super) fn out_of_turn(what: &str) -> NodeError {
     NodeError::Ended { reason: format!("the server sent {what}: update the older of the two sides") }
 }
 

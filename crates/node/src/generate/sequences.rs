@@ -73,11 +73,15 @@ pub(crate) struct Sequences {
     counts: Arc<Counts>,
     /// Whether the model keeps anything of the rows before: an encoder does not.
     causal: bool,
+    /// Rows of a pass at most.
+    rows_max: u32,
 }
 
 impl Sequences {
     pub fn new(config: WorkerConfig, counts: Arc<Counts>) -> Self {
         let causal = config.frozen.spec().block.causal;
+        // An encoder's sequence comes whole: a token sees those after it too.
+        let whole = if causal { 0 } else { config.frozen.spec().positions_max as u32 };
         let decoder = Decoder::new(config.frozen, config.blocks, config.pages);
         Self {
             decoder,
@@ -89,6 +93,7 @@ impl Sequences {
             passing: vec![],
             counts,
             causal,
+            rows_max: PASS_ROWS_MAX.max(whole),
         }
     }
 
@@ -168,7 +173,7 @@ impl Sequences {
         }
         sequence.jobs.push_back(Waiting { job, rows, read: None, done: 0, hidden: vec![], answer });
         if sequence.jobs.len() == 1 {
-            self.turns.push(work(id, sequence.owner, rows));
+            self.turns.push(work(id, sequence.owner, rows, self.causal));
         }
     }
 
@@ -184,7 +189,7 @@ impl Sequences {
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
         let started = std::time::Instant::now();
-        let turn = self.turns.next(PASS_ROWS_MAX, PROMPT_ROWS_MAX);
+        let turn = self.turns.next(self.rows_max, PROMPT_ROWS_MAX);
         self.passing = turn.iter().map(|(id, _)| *id).collect();
         let mut parts = vec![];
         for (id, rows) in turn {
@@ -218,7 +223,7 @@ impl Sequences {
             }
             if !self.make_room(id, position + rows) {
                 // Those that hold the memory are in this very pass: it waits for the next.
-                self.turns.push(work(id, self.open[&id].owner, rows));
+                self.turns.push(work(id, self.open[&id].owner, rows, self.causal));
                 return None;
             }
         }
@@ -269,7 +274,7 @@ impl Sequences {
         // Whoever asked may have gone.
         let _ = waiting.answer.send(outcome);
         if let Some(next) = sequence.jobs.front() {
-            self.turns.push(work(id, sequence.owner, next.job.came.rows()));
+            self.turns.push(work(id, sequence.owner, next.job.came.rows(), self.causal));
         }
         None
     }
@@ -358,9 +363,9 @@ impl Sequences {
     }
 }
 
-/// Rows that wait; few are decoded, many are of a prompt and may be cut.
-fn work(sequence: u64, owner: u64, rows: u32) -> Work {
-    Work { sequence, owner, rows, is_prefill: rows > DECODED_ROWS_MAX }
+/// Rows that wait; few are decoded, many are of a prompt and may be cut where the model is causal.
+fn work(sequence: u64, owner: u64, rows: u32, causal: bool) -> Work {
+    Work { sequence, owner, rows, is_prefill: causal && rows > DECODED_ROWS_MAX }
 }
 
 /// Rows of one sequence in a pass.
