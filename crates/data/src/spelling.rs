@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn words_begin_with_a_space_and_their_parts_do_not() {
-        let words = Spelling::of(r#"{"type":"WordPiece","prefix":"##"}"#);
+        let words = Spelling::of(r#"{"type":"WordPiece","cleanup":true}"#);
         assert_eq!((words.bytes("play"), words.bytes("##ing")), (b" play".to_vec(), b"ing".to_vec()));
     }
 }
