@@ -33,8 +33,8 @@ pub use compute_config::ComputeConfig;
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
 pub use generate::{
-    Drafting, Embedder, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, NamedAdapter, Piece, Prompt,
-    Remote, Token, Usage, host,
+    Drafting, Embedder, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, NamedAdapter, Piece, Prompt, Remote,
+    Token, Usage, host,
 };
 pub use phases::Phases;
 pub use prepare::ClientData;

@@ -36,9 +36,7 @@ impl Embedder {
         let shared = loaded.map_err(|_| NodeError::Panicked { during: "loading the model".into() })??;
         if shared.spec.block.causal {
             let family = shared.spec.family;
-            return Err(NodeError::Task(format!(
-                "{family} models generate; embeddings need an encoder's folder, such as all-MiniLM-L6-v2's"
-            )));
+            return Err(NodeError::Task(format!("{family} models generate; embeddings need an encoder's folder, such as all-MiniLM-L6-v2's")));
         }
         Ok(Self(Arc::new(shared)))
     }
