@@ -64,6 +64,7 @@ pub(crate) struct ApiArgs {
 /// Answers until it is interrupted.
 pub(crate) fn run(args: ApiArgs, output: &Output) -> anyhow::Result<Exit> {
     let config = config(&args)?;
+    config.check(args.listen).map_err(|error| not_served(&args, &error))?;
     let folder = &args.generator.model.model;
     let template = ChatTemplate::open(folder).map_err(|error| Failure::because(Exit::ModelOrData, error.to_string()))?;
     let cards = cards(&args.generator)?;
