@@ -126,7 +126,7 @@ impl GeneratorArgs {
             adapters: self.model.adapters()?,
             cache_bytes: self.model.cache_bytes(),
             sessions_max: self.model.sessions_max,
-            drafting: self.drafting()?,
+            drafting: drafting(&self.draft, self.draft_max)?,
             name: self.keys.name(),
         };
         Ok((config, identity))
@@ -183,21 +183,21 @@ impl GeneratorArgs {
             reconnect: Duration::from_secs(self.reconnect_s),
         }))
     }
+}
 
-    fn drafting(&self) -> anyhow::Result<Drafting> {
-        let depth_max = self.draft_max;
-        Ok(match self.draft.as_str() {
-            "off" => Drafting::Off,
-            "ngram" => Drafting::Ngram { depth_max },
-            other => match other.strip_prefix("exit:") {
-                Some(blocks) => {
-                    let wrong = |_| Failure::because(Exit::Usage, format!("--draft {other}: write exit:BLOCKS, such as exit:2"));
-                    Drafting::Exit { blocks: blocks.parse().map_err(wrong)?, depth_max }
-                }
-                None => Drafting::Model { folder: other.into(), depth_max },
-            },
-        })
-    }
+/// What `--draft` says.
+pub(crate) fn drafting(text: &str, depth_max: u16) -> anyhow::Result<Drafting> {
+    Ok(match text {
+        "off" => Drafting::Off,
+        "ngram" => Drafting::Ngram { depth_max },
+        other => match other.strip_prefix("exit:") {
+            Some(blocks) => {
+                let wrong = |_| Failure::because(Exit::Usage, format!("--draft {other}: write exit:BLOCKS, such as exit:2"));
+                Drafting::Exit { blocks: blocks.parse().map_err(wrong)?, depth_max }
+            }
+            None => Drafting::Model { folder: other.into(), depth_max },
+        },
+    })
 }
 
 /// How tokens are drawn, and when to stop.

@@ -5,7 +5,7 @@
 use super::adapters::{NamedAdapter, lay};
 use super::pages_of;
 use super::sequences::WorkerConfig;
-use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat, Worker, ended};
+use super::worker::{Came, Counts, Job, Leaving, Opening, Outcome, Seat, Work, Worker, ended};
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -69,8 +69,31 @@ struct Hub {
     events: EventSink,
 }
 
+/// A look at a host's work from outside; nothing until its model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct HostWatch(Arc<OnceLock<Arc<Counts>>>);
+
+impl HostWatch {
+    /// What the host has computed so far.
+    pub fn work(&self) -> Work {
+        self.0.get().map_or_else(Work::default, |counts| counts.work())
+    }
+}
+
 /// Serves until `stop` is raised.
 pub async fn host(config: HostConfig, identity: &Identity, allow: Arc<AllowList>, events: EventSink, stop: Stop) -> Result<(), NodeError> {
+    host_watched(config, identity, allow, events, stop, &HostWatch::default()).await
+}
+
+/// As [`host`], for `watch` to see.
+pub async fn host_watched(
+    config: HostConfig,
+    identity: &Identity,
+    allow: Arc<AllowList>,
+    events: EventSink,
+    stop: Stop,
+    watch: &HostWatch,
+) -> Result<(), NodeError> {
     let link = config.link.clone();
     let listen = config.listen;
     let prepared = tokio::task::spawn_blocking({
@@ -79,6 +102,8 @@ pub async fn host(config: HostConfig, identity: &Identity, allow: Arc<AllowList>
     });
     let hub = prepared.await.map_err(|_| NodeError::Panicked { during: "loading the model".into() })??;
     let hub = Arc::new(hub);
+    // One that watches two hosts sees the first.
+    let _ = watch.0.set(hub.worker.counts().clone());
     let mut server = Server::bind(listen, identity, allow, &link)?;
     let (addr, peer_id) = (server.local_addr().to_string(), identity.peer_id().to_hex());
     events(Event::Listening { addr, peer_id });

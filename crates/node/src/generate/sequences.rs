@@ -236,8 +236,10 @@ impl Sequences {
         let feeds: Vec<Feed> = parts.iter().map(|part| part.feed(&self.open, &self.pool)).collect();
         let hidden = self.decoder.run(&feeds);
         drop(feeds);
-        self.count(&parts, started);
+        self.count(&parts);
         self.finish(parts, hidden);
+        // The head, the draws and the encoding are part of it: those may be a quarter of a token's time.
+        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.last =
             std::mem::take(&mut self.passing).into_iter().filter(|id| self.open.get(id).is_some_and(|s| s.jobs.is_empty())).collect();
     }
@@ -400,12 +402,11 @@ impl Sequences {
         }
     }
 
-    fn count(&self, parts: &[Part], started: Instant) {
+    fn count(&self, parts: &[Part]) {
         let counts = &self.counts;
         counts.passes.fetch_add(1, Ordering::Relaxed);
         counts.rows.fetch_add(parts.iter().map(|part| u64::from(part.rows)).sum(), Ordering::Relaxed);
         counts.sequences.fetch_add(parts.len() as u64, Ordering::Relaxed);
-        counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.count_pages();
     }
 

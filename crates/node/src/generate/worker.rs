@@ -118,6 +118,56 @@ pub(crate) struct Counts {
     pub pages: AtomicU64,
 }
 
+/// What a side has computed for sequences since it began, or between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Passes over the weights.
+    pub passes: u64,
+    /// Rows in them: tokens of prompts, tokens that were decoded, and guesses.
+    pub rows: u64,
+    /// Sequences in them: over passes, how many shared one.
+    pub sequences: u64,
+    /// Time in them, in microseconds, with encoding and drawing; a pass counts shortly after its answers are given.
+    pub busy_us: u64,
+    /// Sequences whose pages were taken for others.
+    pub evicted: u64,
+    /// Tokens of prefixes that were found in the cache.
+    pub found: u64,
+    /// Pages of the cache in use now.
+    pub pages: u64,
+}
+
+impl Work {
+    /// What came after `before`; pages are those in use now.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            passes: self.passes - before.passes,
+            rows: self.rows - before.rows,
+            sequences: self.sequences - before.sequences,
+            busy_us: self.busy_us - before.busy_us,
+            evicted: self.evicted - before.evicted,
+            found: self.found - before.found,
+            pages: self.pages,
+        }
+    }
+}
+
+impl Counts {
+    /// As it stands.
+    pub fn work(&self) -> Work {
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Work {
+            passes: now(&self.passes),
+            rows: now(&self.rows),
+            sequences: now(&self.sequences),
+            busy_us: now(&self.busy_us),
+            evicted: now(&self.evicted),
+            found: now(&self.found),
+            pages: now(&self.pages),
+        }
+    }
+}
+
 /// A handle on the thread. Clones share it; it ends with the last one and the last seat.
 #[derive(Clone)]
 pub(crate) struct Worker {
@@ -174,7 +224,7 @@ impl Worker {
     }
 
     /// What it has done.
-    pub fn counts(&self) -> &Counts {
+    pub fn counts(&self) -> &Arc<Counts> {
         &self.counts
     }
 
