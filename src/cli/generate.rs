@@ -4,10 +4,11 @@ use super::block_on;
 use super::console::event_words;
 use super::exit::{Exit, Failure};
 use super::generator_args::{GeneratorArgs, SamplingArgs};
+use super::offload_args::OffloadArgs;
 use super::output::Output;
 use anyhow::Context;
 use clap::Args;
-use cutlayer_node::{FinishReason, GenerateRequest, Piece, Prompt, Usage};
+use cutlayer_node::{Answered, Answerer, FinishReason, GenerateRequest, Piece, Prompt, Usage};
 use serde_json::json;
 use std::io::{IsTerminal, Read, Write};
 
@@ -20,10 +21,14 @@ const PROMPT_BYTES_MAX: u64 = 16 << 20;
 All on this machine:
   cutlayer generate --model models/quickstart 'What time does'
 Split: the first block here, the rest on a host, which printed the flags:
-  cutlayer generate --model models/quickstart --cut 1 --server 10.0.0.5:4434 --server-id KEY 'What time does'")]
+  cutlayer generate --model models/quickstart --cut 1 --server 10.0.0.5:4434 --server-id KEY 'What time does'
+By a small model here while it is sure of itself, else split:
+  cutlayer generate --mode auto --local-model models/small --policy policy.json --model models/large --server .. 'What time does'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     generator: GeneratorArgs,
+    #[command(flatten)]
+    offload: OffloadArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What to go on from; - reads standard input
@@ -52,8 +57,8 @@ pub(crate) fn run(args: GenerateArgs, output: &Output) -> anyhow::Result<Exit> {
         ignore_end: args.ignore_end,
     };
     block_on(async {
-        let generator = args.generator.open(output, event_words(output)).await?;
-        let mut generation = generator.generate(request);
+        let offloader = args.offload.open(&args.generator, output, event_words(output)).await?;
+        let mut generation = offloader.generate(request);
         let (mut text, mut ids) = (String::new(), vec![]);
         while let Some(piece) = generation.next().await {
             match piece? {
@@ -65,7 +70,7 @@ pub(crate) fn run(args: GenerateArgs, output: &Output) -> anyhow::Result<Exit> {
                 Piece::End { text: rest, reason, usage } => {
                     show(output, &rest);
                     text.push_str(&rest);
-                    let stats = generator.link_stats().await.unwrap_or_default();
+                    let stats = offloader.generator().link_stats().await.unwrap_or_default();
                     end(output, &args, (&text, &ids), reason, &usage, (stats.bytes_sent, stats.bytes_received));
                 }
             }
@@ -110,7 +115,8 @@ fn end(output: &Output, args: &GenerateArgs, (text, ids): (&str, &[u32]), reason
             "text": text, "ids": ids, "finish_reason": reason, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens, "guessed": usage.guessed, "guessed_right": usage.guessed_right,
             "rounds": usage.rounds, "first_token_ms": usage.first_token_ms, "total_ms": usage.total_ms, "decode_tokens_per_s": per_second,
-            "bytes_sent": bytes.0, "bytes_received": bytes.1
+            "bytes_sent": bytes.0, "bytes_received": bytes.1, "answered_by": usage.answered.map(|answered| by(&answered)),
+            "confidence": usage.answered.and_then(|answered| answered.confidence), "alike": usage.answered.and_then(|answered| answered.alike)
         });
         return output.result(&value, "");
     }
@@ -124,5 +130,18 @@ fn end(output: &Output, args: &GenerateArgs, (text, ids): (&str, &[u32]), reason
             "{} tokens after {} ({} cached): first in {:.0} ms, then {per_second:.1} tokens/s; {} rounds{guesses}",
             usage.completion_tokens, usage.prompt_tokens, usage.cached_tokens, usage.first_token_ms, usage.rounds
         ));
+        if let Some(answered) = &usage.answered {
+            let confidence = answered.confidence.map(|sure| format!("; the device was {:.0} % sure", sure * 100.0)).unwrap_or_default();
+            let alike = answered.alike.map(|alike| format!("; a question {alike:.3} alike")).unwrap_or_default();
+            output.say(&format!("answered by {}{confidence}{alike}; {} bytes both ways", by(answered), answered.bytes));
+        }
+    }
+}
+
+fn by(answered: &Answered) -> &'static str {
+    match answered.by {
+        Answerer::Device => "device",
+        Answerer::Host => "host",
+        Answerer::Memory => "memory",
     }
 }

@@ -5,11 +5,11 @@ use super::keys::KeyStore;
 use super::network::resolve;
 use super::output::Output;
 use clap::Args;
-use cutlayer_model::{DeviceChoice, Precision};
-use cutlayer_node::{ComputeConfig, Drafting, EventSink, Generator, GeneratorConfig, NamedAdapter, Remote};
-use cutlayer_transport::LinkConfig;
+use cutlayer_model::{DeviceChoice, ModelFolder, PeftFolder, Precision};
+use cutlayer_node::{ComputeConfig, Drafting, Embedder, EventSink, Generator, GeneratorConfig, NamedAdapter, NodeError, Remote};
+use cutlayer_transport::{Identity, LinkConfig};
 use cutlayer_wire::{CutPoint, Encoding, PeerId, SamplingSpec};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The model and how it is computed, on either side.
@@ -96,6 +96,28 @@ pub(crate) struct GeneratorArgs {
 impl GeneratorArgs {
     /// The generator that they describe.
     pub async fn open(&self, output: &Output, events: EventSink) -> anyhow::Result<Generator> {
+        self.open_with(output, events, |_| ()).await
+    }
+
+    /// The same with something changed.
+    pub async fn open_with(
+        &self,
+        output: &Output,
+        events: EventSink,
+        change: impl FnOnce(&mut GeneratorConfig),
+    ) -> anyhow::Result<Generator> {
+        let (mut config, identity) = self.config(output)?;
+        change(&mut config);
+        Ok(Generator::open(config, identity.into(), events).await?)
+    }
+
+    /// Whether a host was named.
+    pub fn has_host(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// What they describe, and this device's key.
+    pub fn config(&self, output: &Output) -> anyhow::Result<(GeneratorConfig, Identity)> {
         let identity = self.keys.identity(output)?;
         let config = GeneratorConfig {
             model: self.model.model.clone(),
@@ -107,7 +129,45 @@ impl GeneratorArgs {
             drafting: drafting(&self.draft, self.draft_max)?,
             name: self.keys.name(),
         };
-        Ok(Generator::open(config, identity.into(), events).await?)
+        Ok((config, identity))
+    }
+
+    /// An encoder that runs here whole, with the same device and precision.
+    pub async fn open_encoder(&self, folder: &Path, output: &Output, events: EventSink) -> anyhow::Result<Embedder> {
+        let identity = self.keys.identity(output)?;
+        let config = GeneratorConfig {
+            model: folder.into(),
+            compute: self.model.compute(),
+            remote: None,
+            adapters: vec![],
+            cache_bytes: self.model.cache_bytes(),
+            sessions_max: self.model.sessions_max,
+            drafting: Drafting::Off,
+            name: self.keys.name(),
+        };
+        Ok(Embedder::open(config, identity.into(), events).await?)
+    }
+
+    /// Changes with whatever changes the tokens of a seed: the model, the adapter, where it is cut and how that is computed and sent.
+    pub fn fingerprint(&self, adapter: Option<&NamedAdapter>) -> anyhow::Result<String> {
+        let base = ModelFolder::open(&self.model.model)?.base_hash()?;
+        let ModelArgs { device, precision, .. } = self.model;
+        let place = match self.server {
+            Some(_) => format!("{} {:?} {}", self.cut, self.tail, self.encoding),
+            None => "whole".into(),
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{base} {device} {precision} {place}").as_bytes());
+        if let Some(adapter) = adapter {
+            let (_, state) = PeftFolder::read(&adapter.folder).map_err(NodeError::from)?;
+            for (key, tensor) in &state {
+                hasher.update(format!("{key:?} {:?}", tensor.shape).as_bytes());
+                for value in &tensor.values {
+                    hasher.update(&value.to_le_bytes());
+                }
+            }
+        }
+        Ok(format!("fp_{}", &hasher.finalize().to_hex()[..12]))
     }
 
     fn remote(&self) -> anyhow::Result<Option<Remote>> {

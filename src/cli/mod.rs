@@ -1,11 +1,14 @@
 //! The commands, one file each.
 
+mod api;
 mod bench;
+mod chat;
 mod completions;
 mod config_args;
 mod console;
 mod data_args;
 mod doctor;
+mod engine;
 mod eval;
 mod exit;
 mod generate;
@@ -16,6 +19,8 @@ mod keys;
 mod link;
 mod merge;
 mod network;
+mod offload;
+mod offload_args;
 mod output;
 mod pull;
 mod run;
@@ -70,8 +75,14 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Generate text, on this machine or split with a host
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model in the terminal, on this machine or split with a host
+    Chat(Box<chat::ChatArgs>),
+    /// Answer OpenAI's HTTP API, on this machine or split with a host
+    Api(Box<api::ApiArgs>),
     /// Be the edge server of split inference: run the upper blocks for devices that generate
     Host(Box<host::HostArgs>),
+    /// Decide what stays on the device: fit the policy of mode auto
+    Offload(Box<offload::OffloadFitArgs>),
     /// Be a slow, far or broken network in front of a server
     Link(Box<link::LinkArgs>),
     /// Measure what cutlayer takes on this machine
@@ -116,7 +127,10 @@ fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<E
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
         Command::Generate(args) => generate::run(*args, output),
+        Command::Chat(args) => chat::run(*args, output),
+        Command::Api(args) => api::run(*args, output),
         Command::Host(args) => host::run(*args, output),
+        Command::Offload(args) => offload::run(*args, output),
         Command::Link(args) => link::run(*args, output),
         Command::Bench(args) => bench::run(*args, output, cores),
         Command::Eval(args) => eval::run(*args, output),

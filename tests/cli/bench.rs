@@ -132,7 +132,7 @@ fn what_cannot_be_generated_is_refused() {
     let desk = Desk::new();
     let refused = |what: &str, more: &[&str], words: &str| {
         let bench = desk.ends(&[&["bench", "generate", what, &model()], more].concat());
-        assert!(bench.code != 0 && bench.stderr.contains(words), "no `{words}`: {}", bench.stderr);
+        assert!(bench.code != Some(0) && bench.stderr.contains(words), "no `{words}`: {}", bench.stderr);
     };
     refused("uncut", &["--prompt", "9000"], "positions; lower --prompt or --new");
     refused("drafts", &["--draft", "exit:many"], "exit:BLOCKS");

@@ -52,6 +52,11 @@ impl History {
         }
     }
 
+    /// Position of the first generated token.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
     /// Position of the token that comes next.
     pub fn position(&self) -> u32 {
         self.first + u32::try_from(self.generated.len()).expect("positions are u32")

@@ -33,8 +33,8 @@ pub use compute_config::ComputeConfig;
 pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
 pub use generate::{
-    Drafting, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig, HostWatch, NamedAdapter, Piece, Prompt,
-    Remote, Token, Usage, Work, host, host_watched,
+    Answered, Answerer, Choice, Drafting, Embedder, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig,
+    HostWatch, MemoryConfig, NamedAdapter, OPTIONS_MAX, Offloader, Piece, Prompt, Remote, Token, Usage, Work, host, host_watched,
 };
 pub use phases::Phases;
 pub use prepare::ClientData;

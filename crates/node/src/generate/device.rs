@@ -8,7 +8,7 @@ use super::path::failed;
 use super::prefix::PrefixNames;
 use super::sequence::{self, GenerateRequest, Generation};
 use super::sequences::WorkerConfig;
-use super::worker::{Work, Worker};
+use super::worker::{Watch, Work, Worker};
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::EventSink;
@@ -16,12 +16,13 @@ use cutlayer_data::Tokenizer;
 use cutlayer_model::spec::{HeadSpec, ModelSpec};
 use cutlayer_model::{Frozen, LaidAdapter, ModelFolder, Parts, page_bytes, read_spec};
 use cutlayer_transport::{Identity, LinkConfig, LinkStats};
-use cutlayer_wire::{CutPoint, Encoding, FailureCode, PeerId, RecordLimits};
+use cutlayer_wire::{BaseHash, CutPoint, Encoding, FailureCode, PeerId, RecordLimits};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What a device needs to generate.
@@ -99,6 +100,7 @@ pub(super) struct Shared {
     /// Tokens that end a text.
     pub ends: Vec<u32>,
     pub spec: ModelSpec,
+    base: BaseHash,
     adapter_names: Vec<String>,
     /// Of the names of prefixes.
     key: [u8; 32],
@@ -126,7 +128,32 @@ impl Generator {
     ///
     /// Needs a tokio runtime.
     pub fn generate(&self, request: GenerateRequest) -> Generation {
-        sequence::begin(self.0.clone(), request)
+        sequence::begin(self.0.clone(), request, None)
+    }
+
+    /// The same, with someone who sees the logits of the prompt's last rows and of every token.
+    pub(super) fn generate_watched(&self, request: GenerateRequest, watch: Watch) -> Generation {
+        sequence::begin(self.0.clone(), request, Some(watch))
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
+    /// Time that this device's blocks have computed, for all sequences.
+    pub fn busy(&self) -> Duration {
+        let here = [Some(&self.0.front), self.0.tail.as_ref()].into_iter().flatten();
+        Duration::from_micros(here.map(|here| here.worker.counts().busy_us.load(Ordering::Relaxed)).sum())
+    }
+
+    /// Names the base model.
+    pub fn base(&self) -> BaseHash {
+        self.0.base
+    }
+
+    /// Whether a host runs a part of it.
+    pub fn has_host(&self) -> bool {
+        self.0.line.is_some()
     }
 
     /// Looks for the host now, rather than at the first request.
@@ -181,7 +208,7 @@ impl Generator {
 }
 
 impl Shared {
-    fn load(config: GeneratorConfig, identity: Arc<Identity>, events: EventSink) -> Result<Self, NodeError> {
+    pub fn load(config: GeneratorConfig, identity: Arc<Identity>, events: EventSink) -> Result<Self, NodeError> {
         let folder = ModelFolder::open(&config.model)?;
         let spec = read_spec(&folder)?;
         let all = spec.blocks;
@@ -243,6 +270,7 @@ impl Shared {
             adapter_names: config.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
             key: identity.derive("cutlayer 2026-11 names of prefixes"),
             about: format!("{base} {encoding} {cut}"),
+            base,
             spec,
         })
     }

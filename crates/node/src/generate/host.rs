@@ -15,8 +15,8 @@ use cutlayer_model::spec::{HeadSpec, ModelSpec};
 use cutlayer_model::{LaidAdapter, ModelFolder, Parts, page_bytes, read_spec};
 use cutlayer_transport::{AllowList, Control, GenerateReceiver, GenerateSender, Identity, Link, LinkConfig, Server, ServerStream};
 use cutlayer_wire::{
-    BaseHash, DeviceRecord, Encoding, FailureCode, Message, Open, PROTOCOL_VERSION, PeerId, RecordLimits, RefusalCode, RowsRecord,
-    ServerRecord, Wanted, shorten_reason,
+    BaseHash, DeviceRecord, Encoding, FailureCode, Message, Open, POSITIONS_MAX, PROTOCOL_VERSION, PeerId, RecordLimits, RefusalCode,
+    RowsRecord, ServerRecord, Wanted, shorten_reason,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -222,7 +222,8 @@ async fn greet(hub: &Hub, link: &Link) -> Result<Option<(Device, Control, String
     match hub.judge(&hello, link.peer()) {
         Ok(device) => {
             let adapters = hub.adapters.keys().cloned().collect();
-            let positions_max = hub.spec.positions_max as u32;
+            link.allow_sessions(hub.sessions_max);
+            let positions_max = positions_max(&hub.spec);
             control.send(&Message::WelcomeGenerate { start: hub.start, adapters, positions_max, sessions_max: hub.sessions_max }).await?;
             let Message::HelloGenerate { name, .. } = hello else { unreachable!("judged above") };
             Ok(Some((device, control, name)))
@@ -259,7 +260,7 @@ async fn attend(hub: &Arc<Hub>, link: &Link, device: Device, mut control: Contro
 }
 
 async fn serve_sequence(hub: Arc<Hub>, device: Device, stream: ServerStream) {
-    let limits = RecordLimits { hidden: hub.spec.hidden as u32, encoding: device.encoding, positions_max: hub.spec.positions_max as u32 };
+    let limits = RecordLimits { hidden: hub.spec.hidden as u32, encoding: device.encoding, positions_max: positions_max(&hub.spec) };
     let (mut sender, mut receiver) = stream.split();
     let opened = match receiver.recv(&limits).await {
         Ok(Some(DeviceRecord::Open(open))) => open_seat(&hub, &device, open).await,
@@ -278,6 +279,7 @@ async fn serve_sequence(hub: Arc<Hub>, device: Device, stream: ServerStream) {
         Err((code, reason)) => fail(&mut sender, code, reason).await,
     };
     match answered {
+        // A reason, too, is delivered whole: dropped, it could be lost.
         Ok(()) => sender.finish(),
         // The device cancelled, or its connection is gone: what its sequence held is free again.
         Err(error) => tracing::debug!("a sequence ended: {error}"),
@@ -309,6 +311,11 @@ async fn open_seat(hub: &Hub, device: &Device, open: Open) -> Result<Seat, (Fail
     let owner = u64::from_le_bytes(device.peer.0[..8].try_into().expect("a key has 32 bytes"));
     let (adapter, blocks) = (laid, device.blocks.clone());
     hub.worker.open(Opening { owner, scope, adapter, blocks, leaving, tokens_max, prefix }).await
+}
+
+/// Longest sequence: the model's, within what records can say.
+fn positions_max(spec: &ModelSpec) -> u32 {
+    u32::try_from(spec.positions_max).unwrap_or(u32::MAX).min(POSITIONS_MAX)
 }
 
 /// A cache is shared by sequences of one device that compute alike, and by nobody else.

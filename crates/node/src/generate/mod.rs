@@ -4,10 +4,14 @@
 //! sequence is needed to go on: the device has the tokens, and whatever was lost is computed again, to the bit.
 
 mod adapters;
+mod choice;
 mod device;
 mod drafter;
+mod embedder;
 mod host;
 mod line;
+mod memory;
+mod offload;
 mod path;
 mod prefix;
 mod sequence;
@@ -15,9 +19,13 @@ mod sequences;
 mod worker;
 
 pub use adapters::NamedAdapter;
+pub use choice::{Choice, OPTIONS_MAX};
 pub use device::{Generator, GeneratorConfig, Remote};
 pub use drafter::Drafting;
+pub use embedder::Embedder;
 pub use host::{HostConfig, HostWatch, host, host_watched};
+pub use memory::MemoryConfig;
+pub use offload::{Answered, Answerer, Offloader};
 pub use sequence::{FinishReason, GenerateRequest, Generation, Piece, Prompt, Token, Usage};
 pub use worker::Work;
 

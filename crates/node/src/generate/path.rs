@@ -5,9 +5,9 @@
 //! lost some is brought up again, with the others, from the longest prefix that all still have.
 
 use super::device::{Here, Shared};
-use super::line::Live;
+use super::line::{Live, is_gone};
 use super::prefix::PrefixNames;
-use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat};
+use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat, Watch};
 use crate::error::NodeError;
 use cutlayer_generation::History;
 use cutlayer_transport::{GenerateReceiver, GenerateSender, LinkError};
@@ -40,6 +40,8 @@ pub(super) struct About {
     /// Tokens that it may grow to, guesses included.
     pub tokens_max: u32,
     pub prompt_tokens: usize,
+    /// Sees the logits of all rows that are answered, where tokens are drawn here.
+    pub watch: Option<Watch>,
 }
 
 /// The sides of an open sequence.
@@ -120,13 +122,15 @@ impl<'a> Path<'a> {
     }
 
     async fn try_step(&mut self, ids: &[u32], answered: usize) -> Result<Vec<Drawn>, Missed> {
-        let certain = &ids[..=answered];
+        // Rows of the prompt may be asked for their logits: what follows them is certain too.
+        let certain = &ids[..(answered + 1).max(self.about.prompt_tokens)];
+        let named = &ids[..=answered];
         // Taken out: a side that fails is not kept, for what it holds is unknown.
         let mut sides = match self.sides.take() {
             Some(sides) => sides,
-            None => self.open(certain).await?,
+            None => self.open(certain, named).await?,
         };
-        let names = self.names.of(certain);
+        let names = self.names.of(named);
         let from = sides.held.min(answered);
         let chunks = chunks(from, answered, ids.len(), names, &mut sides.published);
         let drawn = sides.run(self.shared, ids, &chunks).await?;
@@ -136,10 +140,10 @@ impl<'a> Path<'a> {
     }
 
     /// Opens all sides at the longest prefix that all of them have.
-    async fn open(&mut self, certain: &[u32]) -> Result<Sides, Missed> {
+    async fn open(&mut self, certain: &[u32], named: &[u32]) -> Result<Sides, Missed> {
         let shared = self.shared;
         // The last row is always computed: nobody keeps its answer.
-        let known = self.names.of(&certain[..certain.len() - 1]);
+        let known = self.names.of(&named[..named.len() - 1]);
         let mut prefix = known[..known.len().min(PREFIX_PAGES_MAX)].to_vec();
         let here = async |prefix: &[PageDigest]| -> Result<(Seat, Option<Seat>), NodeError> {
             let front = self.seat(&shared.front, prefix, certain, shared.line.is_some()).await?;
@@ -157,8 +161,7 @@ impl<'a> Path<'a> {
             let live = line.live().await?;
             let (opened, found) = match self.open_remote(&live, &prefix, certain).await {
                 Ok(opened) => opened,
-                Err(error) if error.is_lost() => return Err(Missed::Lost(live, error)),
-                Err(error) => return Err(Missed::Fatal(error)),
+                Err(error) => return Err(missed(&live, error)),
             };
             prefix.truncate((found / PAGE_TOKENS) as usize);
             remote = Some(opened);
@@ -184,7 +187,10 @@ impl<'a> Path<'a> {
         } else {
             let mut history = History::new(&certain[..prompt]);
             certain[prompt..].iter().for_each(|&id| history.push(id));
-            Leaving::Drawn(sampling, history)
+            match &self.about.watch {
+                Some(watch) => Leaving::Watched(sampling, history, watch.clone()),
+                None => Leaving::Drawn(sampling, history),
+            }
         };
         let opening = Opening {
             owner: 0,
@@ -268,7 +274,7 @@ impl Sides {
                 };
                 let wanted = if every { Wanted::All } else { wanted };
                 let record = RowsRecord { position, rows: count, wanted, digests, payload };
-                remote.sender.send(DeviceRecord::Rows(record)).await.map_err(|error| lost(&live, error.into()))?;
+                remote.sender.send(DeviceRecord::Rows(record)).await.map_err(|error| missed(&live, error.into()))?;
             }
             Ok(())
         };
@@ -281,7 +287,7 @@ impl Sides {
                 }
                 let first = if wanted == Wanted::Last && !every { rows.end - 1 } else { rows.start } as u32;
                 let answer = next_answer(receiver, greeted, &shared.limits).await;
-                match answer.map_err(|error| lost(&live, error))? {
+                match answer.map_err(|error| missed(&live, error))? {
                     ServerRecord::Tokens { position, drawn: tokens } if position == first && tail.is_none() => drawn = tokens,
                     ServerRecord::Rows { position, rows: count, payload } if position == first => {
                         let Some(tail) = tail else { return Err(out_of_turn("hidden states").into()) };
@@ -301,7 +307,7 @@ impl Sides {
             Some(Chunk { rows, wanted: Wanted::All, .. }) => rows.len(),
             _ => 1,
         };
-        if drawn.len() != expected {
+        if tail.is_none() && drawn.len() != expected {
             return Err(out_of_turn("another number of tokens").into());
         }
         Ok(drawn)
@@ -333,16 +339,21 @@ async fn next_answer(
     heard(receiver.recv(limits).await)
 }
 
-fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
+pub(super) fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<ServerRecord, NodeError> {
     let ended = || failed(FailureCode::Internal, "the host ended the sequence without a reason".into());
     record?.ok_or_else(ended)
 }
 
-fn lost(live: &Arc<Live>, error: NodeError) -> Missed {
-    if error.is_lost() { Missed::Lost(live.clone(), error) } else { Missed::Fatal(error) }
+fn missed(live: &Arc<Live>, error: NodeError) -> Missed {
+    match error {
+        // The host gave this sequence up, not the connection.
+        NodeError::Link(LinkError::Cancelled { .. }) => Missed::Forgotten,
+        error if is_gone(&error) => Missed::Lost(live.clone(), error),
+        error => Missed::Fatal(error),
+    }
 }
 
-fn out_of_turn(what: &str) -> NodeError {
+pub(super) fn out_of_turn(what: &str) -> NodeError {
     NodeError::Ended { reason: format!("the server sent {what}: update the older of the two sides") }
 }
 

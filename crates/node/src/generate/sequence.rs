@@ -2,7 +2,9 @@
 
 use super::device::Shared;
 use super::drafter::Drafter;
+use super::offload::Answered;
 use super::path::{About, Path, failed};
+use super::worker::Watch;
 use crate::error::NodeError;
 use cutlayer_generation::{Depth, RoundCosts, StopStrings, Words};
 use cutlayer_wire::{Drawn, FailureCode, SamplingSpec};
@@ -15,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// Pieces that may wait for whoever reads them; then generating waits too.
 const PIECES_MAX: usize = 64;
+/// Rows of a prompt that whoever watches sees: the last ones, which cost little beside the rest.
+const PROMPT_WATCHED: usize = 31;
 /// What the newest measurement of a round counts for.
 const NEW_SHARE: f64 = 0.2;
 
@@ -111,6 +115,8 @@ pub struct Usage {
     pub first_token_ms: f64,
     /// Milliseconds in all.
     pub total_ms: f64,
+    /// Who answered, where there was a choice.
+    pub answered: Option<Answered>,
 }
 
 /// A stream of pieces; dropping it cancels the generation.
@@ -146,16 +152,22 @@ impl Generation {
     }
 }
 
-pub(super) fn begin(shared: Arc<Shared>, request: GenerateRequest) -> Generation {
+pub(super) fn begin(shared: Arc<Shared>, request: GenerateRequest, watch: Option<Watch>) -> Generation {
+    spawn(async move |pieces| Running::new(&shared, &request, &pieces, watch)?.run().await)
+}
+
+/// Whoever reads the pieces of a generation.
+pub(super) type Pieces = mpsc::Sender<Result<Piece, NodeError>>;
+
+/// A generation by whatever says its pieces. It ends with whoever reads them.
+pub(super) fn spawn<Said>(saying: impl FnOnce(Pieces) -> Said + Send + 'static) -> Generation
+where
+    Said: Future<Output = Result<(), NodeError>> + Send,
+{
     let (pieces, read) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move {
         let generating = async {
-            let outcome = Running::new(&shared, &request, &pieces).map(|running| running.run());
-            let ended = match outcome {
-                Ok(running) => running.await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
+            if let Err(error) = saying(pieces.clone()).await {
                 // Whoever asked may have gone.
                 let _ = pieces.send(Err(error)).await;
             }
@@ -173,7 +185,8 @@ pub(super) fn begin(shared: Arc<Shared>, request: GenerateRequest) -> Generation
 struct Running<'a> {
     shared: &'a Shared,
     request: &'a GenerateRequest,
-    pieces: &'a mpsc::Sender<Result<Piece, NodeError>>,
+    pieces: &'a Pieces,
+    watch: Option<Watch>,
     /// The prompt, and what was generated.
     ids: Vec<u32>,
     prompt: usize,
@@ -187,11 +200,7 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn new(
-        shared: &'a Shared,
-        request: &'a GenerateRequest,
-        pieces: &'a mpsc::Sender<Result<Piece, NodeError>>,
-    ) -> Result<Self, NodeError> {
+    fn new(shared: &'a Shared, request: &'a GenerateRequest, pieces: &'a Pieces, watch: Option<Watch>) -> Result<Self, NodeError> {
         let started = Instant::now();
         let ids = tokens_of(shared, &request.prompt)?;
         let (prompt, positions) = (ids.len(), shared.spec.positions_max);
@@ -212,7 +221,7 @@ impl<'a> Running<'a> {
         let ids_max = request.tokens_max.map_or(positions, |more| (prompt + more as usize).min(positions));
         let usage = Usage { prompt_tokens: prompt as u32, ..Usage::default() };
         let (words, costs) = (Words::new(&ids), Costs::default());
-        Ok(Self { shared, request, pieces, prompt, ids_max, words, stops, usage, costs, started, ids })
+        Ok(Self { shared, request, pieces, watch, prompt, ids_max, words, stops, usage, costs, started, ids })
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
@@ -223,15 +232,20 @@ impl<'a> Running<'a> {
         let depth_max = usize::from(shared.drafting.depth_max());
         let tokens_max = (self.ids_max + depth_max).min(shared.spec.positions_max) as u32;
         let (adapter, sampling) = (self.request.adapter.clone(), self.request.sampling.clone());
-        let mut drafter = Drafter::new(&shared.drafting, shared.draft_model.as_ref(), &sampling, tokens_max).await;
-        let mut path = Path::new(shared, About { adapter, sampling, tokens_max, prompt_tokens: self.prompt });
+        // Whoever watches would see guesses that were wrong.
+        let mut drafter = match self.watch {
+            Some(_) => None,
+            None => Drafter::new(&shared.drafting, shared.draft_model.as_ref(), &sampling, tokens_max).await,
+        };
+        let mut path = Path::new(shared, About { adapter, sampling, tokens_max, prompt_tokens: self.prompt, watch: self.watch.clone() });
+        let mut seen = if self.watch.is_some() { PROMPT_WATCHED.min(self.prompt - 1) } else { 0 };
         let mut depth = Depth::new(depth_max as u32);
         let mut guesses: Vec<u32> = vec![];
         loop {
             let certain = self.ids.len();
             self.ids.extend(&guesses);
             let asked = Instant::now();
-            let drawn = path.step(&self.ids, certain - 1).await?;
+            let drawn = path.step(&self.ids, certain - 1 - std::mem::take(&mut seen)).await?;
             self.ids.truncate(certain);
             self.usage.rounds += 1;
             if self.usage.rounds == 1 {
@@ -306,7 +320,7 @@ impl<'a> Running<'a> {
     }
 }
 
-fn tokens_of(shared: &Shared, prompt: &Prompt) -> Result<Vec<u32>, NodeError> {
+pub(super) fn tokens_of(shared: &Shared, prompt: &Prompt) -> Result<Vec<u32>, NodeError> {
     let (text, add_special) = match prompt {
         Prompt::Tokens(ids) => return Ok(ids.clone()),
         Prompt::Text(text) => (text, true),

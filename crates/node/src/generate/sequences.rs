@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Rows of one pass: enough that the weights are worth reading, few enough that nobody waits long for a token.
 const PASS_ROWS_MAX: u32 = 512;
 /// Rows of prompts in a pass that also decodes: what decoding waits for.
 const PROMPT_ROWS_MAX: u32 = 256;
+/// Silence after which a sequence gives its pages to whoever needs them, though it came earlier.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Rows that are decoded or verified together; more are of a prompt.
 const DECODED_ROWS_MAX: u32 = 32;
 /// Jobs of a sequence that may wait.
@@ -37,6 +39,8 @@ pub(crate) struct WorkerConfig {
 struct Sequence {
     /// Whether it needs pages: without blocks, or in an encoder, nothing is kept.
     paged: bool,
+    /// When it last asked for something.
+    asked: Instant,
     owner: u64,
     adapter: Option<LaidAdapter>,
     blocks: Range<usize>,
@@ -73,14 +77,20 @@ pub(crate) struct Sequences {
     passing: Vec<u64>,
     /// Since when the time of this pass was not counted.
     busy_since: Instant,
+    /// Those that wait for others' memory, and their rows.
+    parked: Vec<(u64, u32)>,
     counts: Arc<Counts>,
     /// Whether the model keeps anything of the rows before: an encoder does not.
     causal: bool,
+    /// Rows of a pass at most.
+    rows_max: u32,
 }
 
 impl Sequences {
     pub fn new(config: WorkerConfig, counts: Arc<Counts>) -> Self {
         let causal = config.frozen.spec().block.causal;
+        // An encoder's sequence comes whole: a token sees those after it too.
+        let whole = if causal { 0 } else { config.frozen.spec().positions_max as u32 };
         let decoder = Decoder::new(config.frozen, config.blocks, config.pages);
         Self {
             decoder,
@@ -91,8 +101,10 @@ impl Sequences {
             last: BTreeSet::new(),
             passing: vec![],
             busy_since: Instant::now(),
+            parked: vec![],
             counts,
             causal,
+            rows_max: PASS_ROWS_MAX.max(whole),
         }
     }
 
@@ -106,8 +118,28 @@ impl Sequences {
         !self.last.is_empty()
     }
 
+    /// How long to wait for the next word; `None` for as long as it takes. Where somebody waits for memory, another may soon have been
+    /// silent for long enough to lose its own.
+    pub fn patience(&self) -> Option<Duration> {
+        (!self.parked.is_empty()).then_some(SILENCE_MAX)
+    }
+
+    /// Lets those who wait for memory try again.
+    pub fn call_back(&mut self) {
+        for (id, rows) in std::mem::take(&mut self.parked) {
+            if let Some(sequence) = self.open.get(&id).filter(|sequence| !sequence.jobs.is_empty()) {
+                self.turns.push(work(id, sequence.owner, rows, self.causal));
+            }
+        }
+    }
+
     /// Hears a word.
     pub fn take(&mut self, command: Command) {
+        self.hear(command);
+        self.call_back();
+    }
+
+    fn hear(&mut self, command: Command) {
         match command {
             Command::Open(id, opening, answer) => {
                 // Whoever asked may have gone; the seat's end follows.
@@ -133,7 +165,7 @@ impl Sequences {
             let reason = format!("{tokens_max} tokens exceed the {room} that the cache has room for; give it more memory");
             return Err((FailureCode::TooLong, reason));
         }
-        if let Leaving::Drawn(sampling, _) = &leaving {
+        if let Leaving::Drawn(sampling, _) | Leaving::Watched(sampling, ..) = &leaving {
             let vocab = self.decoder.frozen().spec().vocab;
             cutlayer_generation::check(sampling, vocab as u32).map_err(|error| (FailureCode::Malformed, error.to_string()))?;
         }
@@ -148,7 +180,10 @@ impl Sequences {
         self.counts.found.fetch_add(held.into(), Ordering::Relaxed);
         // What keeps nothing lacks nothing.
         let held = if paged { held } else { prefix.len() as u32 * PAGE_TOKENS };
-        self.open.insert(id, Sequence { paged, owner, adapter, blocks, leaving, tokens_max, pages, jobs: VecDeque::new() });
+        self.open.insert(
+            id,
+            Sequence { paged, asked: Instant::now(), owner, adapter, blocks, leaving, tokens_max, pages, jobs: VecDeque::new() },
+        );
         Ok(held)
     }
 
@@ -158,6 +193,7 @@ impl Sequences {
             let _ = answer.send(Outcome::Failed(FailureCode::Internal, "this sequence was not opened".into()));
             return;
         };
+        sequence.asked = Instant::now();
         let (rows, end) = (job.came.rows(), u64::from(job.position) + u64::from(job.came.rows()));
         let refusal = if rows == 0 || sequence.jobs.len() >= JOBS_MAX {
             Some((FailureCode::Malformed, format!("{rows} rows with {} requests under way", sequence.jobs.len())))
@@ -172,7 +208,7 @@ impl Sequences {
         }
         sequence.jobs.push_back(Waiting { job, rows, read: None, done: 0, hidden: vec![], answer });
         if sequence.jobs.len() == 1 {
-            self.turns.push(work(id, sequence.owner, rows));
+            self.turns.push(work(id, sequence.owner, rows, self.causal));
         }
     }
 
@@ -188,11 +224,14 @@ impl Sequences {
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
         self.busy_since = Instant::now();
-        let turn = self.turns.next(PASS_ROWS_MAX, PROMPT_ROWS_MAX);
-        self.passing = turn.iter().map(|(id, _)| *id).collect();
+        let turn = self.turns.next(self.rows_max, PROMPT_ROWS_MAX);
+        self.passing.clear();
         let mut parts = vec![];
         for (id, rows) in turn {
-            parts.extend(self.prepare(id, rows));
+            if let Some(part) = self.prepare(id, rows) {
+                self.passing.push(id);
+                parts.push(part);
+            }
         }
         if parts.is_empty() {
             return;
@@ -221,8 +260,7 @@ impl Sequences {
                 return self.answer(id, Outcome::Failed(FailureCode::Malformed, reason));
             }
             if !self.make_room(id, position + rows) {
-                // Those that hold the memory are in this very pass: it waits for the next.
-                self.turns.push(work(id, self.open[&id].owner, rows));
+                self.parked.push((id, rows));
                 return None;
             }
         }
@@ -251,13 +289,17 @@ impl Sequences {
         }
     }
 
-    /// Grows a sequence to `tokens`; others that are not in this pass give way, the youngest first.
+    /// Grows a sequence to `tokens`. Where no page is left, those give way that have been silent for long, and then those that came later,
+    /// the last of them first: the first that came always gets on, so that all do.
     fn make_room(&mut self, id: u64, tokens: u32) -> bool {
         loop {
             if self.pool.grow(self.open[&id].pages, tokens).is_ok() {
                 return true;
             }
-            let gives = |(other, sequence): &(&u64, &Sequence)| !self.passing.contains(other) && self.pool.tokens(sequence.pages) > 0;
+            let gives = |(other, sequence): &(&u64, &Sequence)| {
+                let silent = sequence.jobs.is_empty() && sequence.asked.elapsed() > SILENCE_MAX;
+                !self.passing.contains(other) && self.pool.tokens(sequence.pages) > 0 && (silent || **other > id)
+            };
             let Some((_, victim)) = self.open.iter().rev().find(gives) else { return false };
             self.pool.evict(victim.pages);
             self.counts.evicted.fetch_add(1, Ordering::Relaxed);
@@ -273,7 +315,7 @@ impl Sequences {
         // Whoever asked may have gone.
         let _ = waiting.answer.send(outcome);
         if let Some(next) = sequence.jobs.front() {
-            self.turns.push(work(id, sequence.owner, next.job.came.rows()));
+            self.turns.push(work(id, sequence.owner, next.job.came.rows(), self.causal));
         }
         None
     }
@@ -304,7 +346,7 @@ impl Sequences {
                     self.count_busy();
                     self.answer::<()>(part.id, Outcome::Done);
                 }
-                (Leaving::Drawn(..), false) => {
+                (Leaving::Drawn(..) | Leaving::Watched(..), false) => {
                     drawing.push((part.id, states.iter().map(|state| state.dims()[0]).sum::<usize>()));
                     rows.extend(states);
                 }
@@ -329,13 +371,25 @@ impl Sequences {
         for (id, count) in drawing {
             let Some(sequence) = self.open.get_mut(&id) else { continue };
             let Some(job) = sequence.jobs.front().map(|waiting| &waiting.job) else { continue };
-            let Leaving::Drawn(sampling, history) = &mut sequence.leaving else { continue };
+            let (sampling, history, watch) = match &mut sequence.leaving {
+                Leaving::Drawn(sampling, history) => (sampling, history, None),
+                Leaving::Watched(sampling, history, watch) => (sampling, history, Some(&*watch)),
+                Leaving::Encoded(_) => continue,
+            };
             // The last row of a job is the one that all wanted rows end at.
             let first = job.position + job.came.rows() - count as u32;
             history.truncate(first + 1);
             let mut drawn = Vec::with_capacity(count);
-            for (place, logits) in rows.by_ref().take(count).enumerate() {
-                let token = draw(sampling, logits, first + 1 + place as u32, history);
+            for (row, logits) in (first..).zip(rows.by_ref().take(count)) {
+                if let Some(watch) = watch.filter(|_| row + 1 < history.first()) {
+                    watch(row, logits, None);
+                    continue;
+                }
+                let seen = watch.map(|_| logits.to_vec());
+                let token = draw(sampling, logits, row + 1, history);
+                if let (Some(watch), Some(seen)) = (watch, seen) {
+                    watch(row, &seen, Some(token.id));
+                }
                 history.push(token.id);
                 drawn.push(token);
             }
@@ -373,9 +427,9 @@ impl Sequences {
     }
 }
 
-/// Rows that wait; few are decoded, many are of a prompt and may be cut.
-fn work(sequence: u64, owner: u64, rows: u32) -> Work {
-    Work { sequence, owner, rows, is_prefill: rows > DECODED_ROWS_MAX }
+/// Rows that wait; few are decoded, many are of a prompt and may be cut where the model is causal.
+fn work(sequence: u64, owner: u64, rows: u32, causal: bool) -> Work {
+    Work { sequence, owner, rows, is_prefill: causal && rows > DECODED_ROWS_MAX }
 }
 
 /// Rows of one sequence in a pass.

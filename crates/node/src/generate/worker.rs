@@ -12,8 +12,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// Longest wait for the sequences of the last pass to come back, so that they share the next one too.
 const GATHER_MAX: Duration = Duration::from_millis(2);
@@ -42,7 +43,12 @@ pub(crate) enum Leaving {
     Encoded(Encoding),
     /// Tokens, drawn so after these.
     Drawn(SamplingSpec, History),
+    /// The same, with someone who sees the logits. What the prompt says already is seen, not drawn.
+    Watched(SamplingSpec, History, Watch),
 }
+
+/// Sees the logits of rows that are answered, before penalties: the row's position, its logits, and the token that was drawn after it.
+pub(crate) type Watch = Arc<dyn Fn(u32, &[f32], Option<u32>) + Send + Sync>;
 
 /// Rows to compute.
 pub(crate) struct Job {
@@ -165,7 +171,7 @@ impl Counts {
 /// A handle on the thread. Clones share it; it ends with the last one and the last seat.
 #[derive(Clone)]
 pub(crate) struct Worker {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     counts: Arc<Counts>,
 }
@@ -210,7 +216,7 @@ pub(crate) fn ended(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outc
 impl Worker {
     /// Starts the thread.
     pub fn start(name: &str, config: WorkerConfig) -> std::io::Result<Self> {
-        let (commands, queue) = mpsc::unbounded_channel();
+        let (commands, queue) = mpsc::channel();
         let counts = Arc::new(Counts::default());
         let seen = counts.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || compute(&mut Sequences::new(config, seen), queue))?;
@@ -236,29 +242,37 @@ impl Worker {
 }
 
 /// Takes words and computes until nobody is left to speak.
-fn compute(sequences: &mut Sequences, mut queue: mpsc::UnboundedReceiver<Command>) {
-    let mut gather_until: Option<Instant> = None;
+fn compute(sequences: &mut Sequences, queue: mpsc::Receiver<Command>) {
+    let mut gather_until = Instant::now();
     loop {
         while let Ok(command) = queue.try_recv() {
             sequences.take(command);
         }
-        if !sequences.has_work() {
-            match queue.blocking_recv() {
-                Some(command) => sequences.take(command),
-                None => return,
+        let patience = if !sequences.has_work() {
+            sequences.patience()
+        } else if sequences.awaits_last() {
+            // Those of the last pass are about to come back: a pass costs nearly the same with them.
+            Some(gather_until.saturating_duration_since(Instant::now()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        let heard = match patience {
+            Some(Duration::ZERO) => Err(RecvTimeoutError::Timeout),
+            Some(patience) => queue.recv_timeout(patience),
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match heard {
+            Ok(command) => {
+                sequences.take(command);
+                continue;
             }
-            continue;
-        }
-        // Those of the last pass are about to come back: a pass costs nearly the same with them.
-        if gather_until.is_some_and(|until| sequences.awaits_last() && Instant::now() < until) {
-            std::thread::yield_now();
-            continue;
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => sequences.call_back(),
         }
         let started = Instant::now();
         if catch_unwind(AssertUnwindSafe(|| sequences.pass())).is_err() {
             sequences.fail_pass();
         }
-        let took = started.elapsed();
-        gather_until = Some(Instant::now() + (took / GATHER_SHARE).min(GATHER_MAX));
+        gather_until = Instant::now() + (started.elapsed() / GATHER_SHARE).min(GATHER_MAX);
     }
 }
