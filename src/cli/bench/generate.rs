@@ -52,6 +52,9 @@ pub(super) struct GenerateBenchArgs {
     /// Tokens to generate in all, for `memory`
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000_000))]
     tokens: u32,
+    /// Memory for keys and values on each side, in MiB: small, for `memory` to see it full
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache_mib: u32,
     /// Round trip of the emulated link, for `drafts`, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     rtt_ms: u32,
@@ -113,6 +116,7 @@ pub(super) fn run(args: GenerateBenchArgs, output: &Output, threads: usize) -> a
         repeats: args.repeats,
         sessions: args.sessions,
         tokens: args.tokens,
+        cache_mib: args.cache_mib,
         rtt_ms: args.rtt_ms,
         drafts,
         texts: args.prompts.as_deref().map_or(Ok(vec![]), |file| texts(file, args.repeats))?,

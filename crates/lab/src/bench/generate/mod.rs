@@ -67,6 +67,8 @@ pub struct GenerateBench {
     pub sessions: u32,
     /// Tokens to generate in all, where memory is watched.
     pub tokens: u32,
+    /// Memory for keys and values on each side, in MiB. Pages of ended sequences stay in it until it is full.
+    pub cache_mib: u32,
     /// Round trip of the far link, in milliseconds.
     pub rtt_ms: u32,
     /// What guesses, and what people call it.

@@ -23,8 +23,6 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Memory for keys and values on each side, in MiB: more than any measurement needs.
-const CACHE_MIB: u64 = 1024;
 /// Sequences open at once, at most.
 const SESSIONS_MAX: u32 = 1024;
 /// How long a host may load its model.
@@ -38,6 +36,7 @@ pub(super) struct Place {
     model: PathBuf,
     pub spec: ModelSpec,
     compute: ComputeConfig,
+    cache_mib: u32,
     host: Arc<Identity>,
     device: Arc<Identity>,
     program: PathBuf,
@@ -92,7 +91,8 @@ impl Place {
         AllowList::open(&keys)?.allow("device", device.peer_id())?;
         let compute = ComputeConfig { device: bench.device, precision: bench.precision, checkpointing: false };
         let (host, device) = (Arc::new(host), Arc::new(device));
-        Ok(Self { folder, model, spec, compute, host, device, program: options.program.clone(), threads: options.threads })
+        let cache_mib = bench.cache_mib;
+        Ok(Self { folder, model, spec, compute, cache_mib, host, device, program: options.program.clone(), threads: options.threads })
     }
 
     /// Starts a host that holds the blocks from `first_block` on.
@@ -104,7 +104,7 @@ impl Place {
             first_block,
             head: true,
             adapters: vec![],
-            cache_bytes: CACHE_MIB << 20,
+            cache_bytes: u64::from(self.cache_mib) << 20,
             sessions_max: SESSIONS_MAX,
             link: LinkConfig::default(),
         };
@@ -136,7 +136,7 @@ impl Place {
         let mut child = Command::new(&self.program)
             .args(["--threads", &self.threads.to_string(), "host", "--listen", "127.0.0.1:0"])
             .args(["--first-block", &first_block.to_string(), "--sessions-max", &SESSIONS_MAX.to_string()])
-            .args(["--cache-mib", &CACHE_MIB.to_string(), "--device", &self.compute.device.to_string()])
+            .args(["--cache-mib", &self.cache_mib.to_string(), "--device", &self.compute.device.to_string()])
             .args(["--precision", &self.compute.precision.to_string(), "--model"])
             .arg(&self.model)
             .arg("--keys")
@@ -187,7 +187,7 @@ impl Place {
             compute: self.compute,
             remote,
             adapters: vec![],
-            cache_bytes: CACHE_MIB << 20,
+            cache_bytes: u64::from(self.cache_mib) << 20,
             sessions_max: SESSIONS_MAX,
             drafting,
             name: "bench".into(),
