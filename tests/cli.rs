@@ -7,6 +7,10 @@
 mod bench;
 #[path = "cli/chaos.rs"]
 mod chaos;
+#[path = "cli/endpoint.rs"]
+mod endpoint;
+#[path = "cli/generate.rs"]
+mod generate;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/keys.rs"]

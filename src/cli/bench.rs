@@ -1,5 +1,7 @@
 //! `cutlayer bench`: what cutlayer takes on this machine.
 
+mod generate;
+
 use super::block_on;
 use super::console::stop_on_interrupt;
 use super::exit::{Exit, Failure};
@@ -24,6 +26,8 @@ enum BenchCommand {
     Step(StepArgs),
     /// What a server gains by computing the steps of waiting clients as one: tokens a second, one at a time and in batches
     Batch(BatchArgs),
+    /// What generating takes: prefill and decode, the cut, many sequences, drafts, memory, prompts seen before
+    Generate(Box<generate::GenerateBenchArgs>),
 }
 
 /// Arguments of `bench step`.
@@ -138,6 +142,7 @@ pub(crate) fn run(args: BenchArgs, output: &Output, threads: usize) -> anyhow::R
     match args.command {
         BenchCommand::Step(args) => step(args, output, threads),
         BenchCommand::Batch(args) => batch(args, output, threads),
+        BenchCommand::Generate(args) => generate::run(*args, output, threads),
     }
 }
 

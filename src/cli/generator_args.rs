@@ -5,11 +5,11 @@ use super::keys::KeyStore;
 use super::network::resolve;
 use super::output::Output;
 use clap::Args;
-use cutlayer_model::{DeviceChoice, Precision};
-use cutlayer_node::{ComputeConfig, Drafting, EventSink, Generator, GeneratorConfig, NamedAdapter, Remote};
+use cutlayer_model::{DeviceChoice, ModelFolder, PeftFolder, Precision};
+use cutlayer_node::{ComputeConfig, Drafting, Embedder, EventSink, Generator, GeneratorConfig, NamedAdapter, NodeError, Remote};
 use cutlayer_transport::{Identity, LinkConfig};
 use cutlayer_wire::{CutPoint, Encoding, PeerId, SamplingSpec};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The model and how it is computed, on either side.
@@ -126,10 +126,48 @@ impl GeneratorArgs {
             adapters: self.model.adapters()?,
             cache_bytes: self.model.cache_bytes(),
             sessions_max: self.model.sessions_max,
-            drafting: self.drafting()?,
+            drafting: drafting(&self.draft, self.draft_max)?,
             name: self.keys.name(),
         };
         Ok((config, identity))
+    }
+
+    /// An encoder that runs here whole, with the same device and precision.
+    pub async fn open_encoder(&self, folder: &Path, output: &Output, events: EventSink) -> anyhow::Result<Embedder> {
+        let identity = self.keys.identity(output)?;
+        let config = GeneratorConfig {
+            model: folder.into(),
+            compute: self.model.compute(),
+            remote: None,
+            adapters: vec![],
+            cache_bytes: self.model.cache_bytes(),
+            sessions_max: self.model.sessions_max,
+            drafting: Drafting::Off,
+            name: self.keys.name(),
+        };
+        Ok(Embedder::open(config, identity.into(), events).await?)
+    }
+
+    /// Changes with whatever changes the tokens of a seed: the model, the adapter, where it is cut and how that is computed and sent.
+    pub fn fingerprint(&self, adapter: Option<&NamedAdapter>) -> anyhow::Result<String> {
+        let base = ModelFolder::open(&self.model.model)?.base_hash()?;
+        let ModelArgs { device, precision, .. } = self.model;
+        let place = match self.server {
+            Some(_) => format!("{} {:?} {}", self.cut, self.tail, self.encoding),
+            None => "whole".into(),
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{base} {device} {precision} {place}").as_bytes());
+        if let Some(adapter) = adapter {
+            let (_, state) = PeftFolder::read(&adapter.folder).map_err(NodeError::from)?;
+            for (key, tensor) in &state {
+                hasher.update(format!("{key:?} {:?}", tensor.shape).as_bytes());
+                for value in &tensor.values {
+                    hasher.update(&value.to_le_bytes());
+                }
+            }
+        }
+        Ok(format!("fp_{}", &hasher.finalize().to_hex()[..12]))
     }
 
     fn remote(&self) -> anyhow::Result<Option<Remote>> {
@@ -145,21 +183,21 @@ impl GeneratorArgs {
             reconnect: Duration::from_secs(self.reconnect_s),
         }))
     }
+}
 
-    fn drafting(&self) -> anyhow::Result<Drafting> {
-        let depth_max = self.draft_max;
-        Ok(match self.draft.as_str() {
-            "off" => Drafting::Off,
-            "ngram" => Drafting::Ngram { depth_max },
-            other => match other.strip_prefix("exit:") {
-                Some(blocks) => {
-                    let wrong = |_| Failure::because(Exit::Usage, format!("--draft {other}: write exit:BLOCKS, such as exit:2"));
-                    Drafting::Exit { blocks: blocks.parse().map_err(wrong)?, depth_max }
-                }
-                None => Drafting::Model { folder: other.into(), depth_max },
-            },
-        })
-    }
+/// What `--draft` says.
+pub(crate) fn drafting(text: &str, depth_max: u16) -> anyhow::Result<Drafting> {
+    Ok(match text {
+        "off" => Drafting::Off,
+        "ngram" => Drafting::Ngram { depth_max },
+        other => match other.strip_prefix("exit:") {
+            Some(blocks) => {
+                let wrong = |_| Failure::because(Exit::Usage, format!("--draft {other}: write exit:BLOCKS, such as exit:2"));
+                Drafting::Exit { blocks: blocks.parse().map_err(wrong)?, depth_max }
+            }
+            None => Drafting::Model { folder: other.into(), depth_max },
+        },
+    })
 }
 
 /// How tokens are drawn, and when to stop.

@@ -1,11 +1,14 @@
 //! The commands, one file each.
 
+mod api;
 mod bench;
+mod chat;
 mod completions;
 mod config_args;
 mod console;
 mod data_args;
 mod doctor;
+mod engine;
 mod eval;
 mod exit;
 mod generate;
@@ -72,6 +75,10 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Generate text, on this machine or split with a host
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model in the terminal, on this machine or split with a host
+    Chat(Box<chat::ChatArgs>),
+    /// Answer OpenAI's HTTP API, on this machine or split with a host
+    Api(Box<api::ApiArgs>),
     /// Be the edge server of split inference: run the upper blocks for devices that generate
     Host(Box<host::HostArgs>),
     /// Decide what stays on the device: fit the policy of mode auto
@@ -120,6 +127,8 @@ fn dispatch(command: Command, output: &Output, cores: usize) -> anyhow::Result<E
         Command::Serve(args) => serve::run(*args, output),
         Command::Join(args) => join::run(*args, output),
         Command::Generate(args) => generate::run(*args, output),
+        Command::Chat(args) => chat::run(*args, output),
+        Command::Api(args) => api::run(*args, output),
         Command::Host(args) => host::run(*args, output),
         Command::Offload(args) => offload::run(*args, output),
         Command::Link(args) => link::run(*args, output),

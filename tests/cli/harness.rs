@@ -73,13 +73,29 @@ partition = "iid"
 
     /// Starts the binary, in this folder and a process group of its own, as a shell would.
     pub fn starts(&self, arguments: &[&str]) -> Process {
+        self.starts_with(arguments, Stdio::null())
+    }
+
+    /// The same, with this text to read.
+    pub fn starts_reading(&self, arguments: &[&str], text: &str) -> Process {
+        let file = self.path(&format!("{}.in", self.started.load(Ordering::Relaxed)));
+        fs::write(&file, text).expect("a file");
+        self.starts_from(arguments, File::open(&file).expect("a file"))
+    }
+
+    /// The same, with this file to read.
+    pub fn starts_from(&self, arguments: &[&str], file: File) -> Process {
+        self.starts_with(arguments, file.into())
+    }
+
+    fn starts_with(&self, arguments: &[&str], stdin: Stdio) -> Process {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let (stdout, stderr) = (self.path(&format!("{number}.out")), self.path(&format!("{number}.err")));
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutlayer"));
         command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG").env_remove("CUTLAYER_KEYS");
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.stdin(Stdio::null()).stdout(File::create(&stdout).expect("a file")).stderr(File::create(&stderr).expect("a file"));
+        command.stdin(stdin).stdout(File::create(&stdout).expect("a file")).stderr(File::create(&stderr).expect("a file"));
         let words = arguments.join(" ");
         Process { child: command.spawn().expect("the binary starts"), words, stdout, stderr }
     }
@@ -110,6 +126,18 @@ impl Process {
         let said = || Some(read(&stderr)).filter(|said| said.contains(words));
         let what = format!("`{words}` from `{}`", self.words);
         wait_for(&what, || said().or_else(|| self.has_ended().then(|| format!("{}{}", read(&stderr), read(&stdout)))))
+    }
+
+    /// Waits until that many bytes are on its standard output.
+    pub fn until_printed(&self, bytes: u64) {
+        let what = format!("{bytes} B from `{}`", self.words);
+        wait_for(&what, || fs::metadata(&self.stdout).ok().filter(|about| about.len() >= bytes));
+    }
+
+    /// Ends it at once, as `kill -9` does.
+    pub fn kill_9(mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
     }
 
     /// Sends a signal to it and its children, as a terminal does.

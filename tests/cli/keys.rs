@@ -55,7 +55,8 @@ impl Office {
     }
 }
 
-fn new_key(desk: &Desk, folder: &str) -> String {
+/// Makes a key in that folder, and says which.
+pub fn new_key(desk: &Desk, folder: &str) -> String {
     let key = desk.ends(&["keys", "new", folder, "--format", "json"]);
     key.check(0, &[]);
     key.json()["key"].as_str().expect("a key").to_owned()

@@ -56,8 +56,8 @@ impl ServerConfig {
         }
     }
 
-    /// Whether this configuration may serve at that address.
-    pub(crate) fn check(&self, address: SocketAddr) -> Result<(), ServeError> {
+    /// Whether this configuration may serve at that address. [`crate::serve`] asks too; earlier is kinder.
+    pub fn check(&self, address: SocketAddr) -> Result<(), ServeError> {
         if self.keys.is_empty() && !address.ip().is_loopback() {
             return Err(ServeError::KeysNeeded { address });
         }

@@ -35,6 +35,7 @@ mod reader;
 mod record;
 mod rng;
 mod source;
+mod spelling;
 mod tokenizer;
 mod tokenizer_training;
 

@@ -2,6 +2,7 @@
 //!
 //! Truncation and padding that a `tokenizer.json` carries are switched off: the batcher decides both.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::error::DataError;
 use crate::reader::read_whole;
+use crate::spelling::Spelling;
 
 /// Turns text into token ids and back.
 pub struct Tokenizer {
@@ -18,6 +20,9 @@ pub struct Tokenizer {
     vocab_size: usize,
     bos: Option<u32>,
     eos: Option<u32>,
+    spelling: Spelling,
+    /// What tokens beside the vocabulary add to a text: special ones nothing.
+    added: BTreeMap<u32, Vec<u8>>,
 }
 
 /// A text's tokens with what batching needs to know of them.
@@ -53,7 +58,10 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let bos = special(folder, &inner, "bos_token")?;
         let eos = special(folder, &inner, "eos_token")?;
-        Ok(Self { inner, path: folder.to_owned(), vocab_size, bos, eos })
+        let decoder = serde_json::to_string(&inner.get_decoder()).map_err(|error| refused(&path, error))?;
+        let text = |token: tokenizers::AddedToken| if token.special { vec![] } else { token.content.into_bytes() };
+        let added = inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, text(token))).collect();
+        Ok(Self { inner, path: folder.to_owned(), vocab_size, bos, eos, spelling: Spelling::of(&decoder), added })
     }
 
     /// The ids of `text`, with the special tokens of the tokenizer's post-processor if asked for.
@@ -65,6 +73,20 @@ impl Tokenizer {
     /// The text of `ids`, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         self.inner.decode(ids, true).map_err(|error| refused(&self.path, error))
+    }
+
+    /// What token `id` adds to a text, in bytes: perhaps half a character, and nothing for a special token, which
+    /// [`Tokenizer::decode`] leaves out. `None` for what is no token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        match self.added.get(&id) {
+            Some(bytes) => Some(bytes.clone()),
+            None => self.inner.id_to_token(id).map(|name| self.spelling.bytes(&name)),
+        }
+    }
+
+    /// The name of token `id` in the vocabulary, such as `</s>`.
+    pub fn token_name(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// One more than the largest id: what the model's embedding must hold at least.

@@ -25,6 +25,9 @@ fn the_trained_tokenizer_round_trips_and_knows_its_ends() {
     let ids = tokenizer.encode(text, true).expect("encodes");
     assert_eq!(ids[0], 1);
     assert_eq!(tokenizer.decode(&ids).expect("decodes"), text);
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).expect("a token")).collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), text, "the bytes of all tokens are the text");
+    assert_eq!((tokenizer.token_name(2).as_deref(), tokenizer.token_bytes(290)), (Some("</s>"), None));
     let seven = tokenizer.encode("777", false).expect("encodes");
     assert_eq!(seven.len(), 3, "each digit is a token");
 }

@@ -17,8 +17,9 @@ mod shares;
 mod threads;
 
 pub use bench::{
-    BatchBench, BatchReport, BenchOptions, SHAPES, StepBench, StepReport, StepRow, Subject, batch_table, bench_batch, bench_step,
-    step_table, write_shape,
+    BatchBench, BatchReport, BenchOptions, DraftRow, GenerateBench, GenerateFound, GenerateReport, GenerateWhat, MemoryFound, MemoryRow,
+    PrefixRow, SHAPES, SessionsRow, SplitRow, StepBench, StepReport, StepRow, Subject, UncutFound, batch_table, bench_batch,
+    bench_generate, bench_step, generate_table, step_table, write_shape,
 };
 pub use config::{
     AdapterSection, CLIENTS_MAX, Chaos, ChaosError, ClientSection, ClientsSection, ConfigError, Cuts, DATA_VARIABLE, LinkSection,

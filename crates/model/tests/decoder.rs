@@ -74,12 +74,12 @@ impl Sides {
     fn logits(&mut self, rows: &[(&[u32], u32, &[u32])], adapter: Option<&LaidAdapter>) -> Vec<Vec<f32>> {
         let mut hidden: Vec<cutlayer_model::Tensor<2>> = vec![];
         for (place, (decoder, blocks)) in self.decoders.iter_mut().zip(&self.blocks).enumerate() {
+            let before = std::mem::take(&mut hidden);
             let feeds: Vec<Feed> = rows
                 .iter()
                 .enumerate()
                 .map(|(i, &(ids, position, pages))| {
-                    let entering =
-                        if place == 0 { Entering::Tokens(ids) } else { Entering::Hidden(std::mem::take(&mut hidden)[i].clone()) };
+                    let entering = if place == 0 { Entering::Tokens(ids) } else { Entering::Hidden(before[i].clone()) };
                     Feed { adapter, blocks: blocks.clone(), entering, position, pages }
                 })
                 .collect();

@@ -34,7 +34,7 @@ pub use error::NodeError;
 pub use event::{Event, EventSink, no_events};
 pub use generate::{
     Answered, Answerer, Choice, Drafting, Embedder, FinishReason, GenerateRequest, Generation, Generator, GeneratorConfig, HostConfig,
-    MemoryConfig, NamedAdapter, OPTIONS_MAX, Offloader, Piece, Prompt, Remote, Token, Usage, host,
+    HostWatch, MemoryConfig, NamedAdapter, OPTIONS_MAX, Offloader, Piece, Prompt, Remote, Token, Usage, Work, host, host_watched,
 };
 pub use phases::Phases;
 pub use prepare::ClientData;

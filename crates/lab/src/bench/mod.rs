@@ -4,6 +4,7 @@
 
 mod batch;
 mod flops;
+mod generate;
 mod ground;
 mod report;
 mod shape;
@@ -11,6 +12,10 @@ mod split;
 mod step;
 
 pub use batch::{BatchBench, BatchReport, batch_table, bench_batch};
+pub use generate::{
+    DraftRow, GenerateBench, GenerateFound, GenerateReport, GenerateWhat, MemoryFound, MemoryRow, PrefixRow, SessionsRow, SplitRow,
+    UncutFound, bench_generate, generate_table,
+};
 pub use report::{StepReport, StepRow, step_table};
 pub use shape::{SHAPES, write_shape};
 pub use step::{BenchOptions, StepBench, Subject, bench_step};

@@ -8,7 +8,7 @@ use super::path::failed;
 use super::prefix::PrefixNames;
 use super::sequence::{self, GenerateRequest, Generation};
 use super::sequences::WorkerConfig;
-use super::worker::{Watch, Worker};
+use super::worker::{Watch, Work, Worker};
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::EventSink;
@@ -177,6 +177,25 @@ impl Generator {
     /// The model.
     pub fn spec(&self) -> &ModelSpec {
         &self.0.spec
+    }
+
+    /// What this side has computed, its first and its last blocks and what guesses together; pages are those of the first blocks.
+    pub fn work(&self) -> Work {
+        let shared = &self.0;
+        let others = [shared.tail.as_ref().map(|tail| &tail.worker), shared.draft_model.as_ref().map(|draft| &draft.worker)];
+        let front = shared.front.worker.counts().work();
+        others.into_iter().flatten().fold(front, |all, worker| {
+            let work = worker.counts().work();
+            Work {
+                passes: all.passes + work.passes,
+                rows: all.rows + work.rows,
+                sequences: all.sequences + work.sequences,
+                busy_us: all.busy_us + work.busy_us,
+                evicted: all.evicted + work.evicted,
+                found: all.found + work.found,
+                pages: all.pages,
+            }
+        })
     }
 
     /// What the connection to the host has carried; `None` without one.

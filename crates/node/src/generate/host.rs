@@ -5,7 +5,7 @@
 use super::adapters::{NamedAdapter, lay};
 use super::pages_of;
 use super::sequences::WorkerConfig;
-use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat, Worker, ended};
+use super::worker::{Came, Counts, Job, Leaving, Opening, Outcome, Seat, Work, Worker, ended};
 use crate::compute_config::ComputeConfig;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
@@ -15,14 +15,14 @@ use cutlayer_model::spec::{HeadSpec, ModelSpec};
 use cutlayer_model::{LaidAdapter, ModelFolder, Parts, page_bytes, read_spec};
 use cutlayer_transport::{AllowList, Control, GenerateReceiver, GenerateSender, Identity, Link, LinkConfig, Server, ServerStream};
 use cutlayer_wire::{
-    BaseHash, DeviceRecord, Encoding, FailureCode, Message, Open, PROTOCOL_VERSION, PeerId, RecordLimits, RefusalCode, RowsRecord,
-    ServerRecord, Wanted, shorten_reason,
+    BaseHash, DeviceRecord, Encoding, FailureCode, Message, Open, POSITIONS_MAX, PROTOCOL_VERSION, PeerId, RecordLimits, RefusalCode,
+    RowsRecord, ServerRecord, Wanted, shorten_reason,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -69,8 +69,31 @@ struct Hub {
     events: EventSink,
 }
 
+/// A look at a host's work from outside; nothing until its model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct HostWatch(Arc<OnceLock<Arc<Counts>>>);
+
+impl HostWatch {
+    /// What the host has computed so far.
+    pub fn work(&self) -> Work {
+        self.0.get().map_or_else(Work::default, |counts| counts.work())
+    }
+}
+
 /// Serves until `stop` is raised.
 pub async fn host(config: HostConfig, identity: &Identity, allow: Arc<AllowList>, events: EventSink, stop: Stop) -> Result<(), NodeError> {
+    host_watched(config, identity, allow, events, stop, &HostWatch::default()).await
+}
+
+/// As [`host`], for `watch` to see.
+pub async fn host_watched(
+    config: HostConfig,
+    identity: &Identity,
+    allow: Arc<AllowList>,
+    events: EventSink,
+    stop: Stop,
+    watch: &HostWatch,
+) -> Result<(), NodeError> {
     let link = config.link.clone();
     let listen = config.listen;
     let prepared = tokio::task::spawn_blocking({
@@ -79,6 +102,8 @@ pub async fn host(config: HostConfig, identity: &Identity, allow: Arc<AllowList>
     });
     let hub = prepared.await.map_err(|_| NodeError::Panicked { during: "loading the model".into() })??;
     let hub = Arc::new(hub);
+    // One that watches two hosts sees the first.
+    let _ = watch.0.set(hub.worker.counts().clone());
     let mut server = Server::bind(listen, identity, allow, &link)?;
     let (addr, peer_id) = (server.local_addr().to_string(), identity.peer_id().to_hex());
     events(Event::Listening { addr, peer_id });
@@ -197,7 +222,8 @@ async fn greet(hub: &Hub, link: &Link) -> Result<Option<(Device, Control, String
     match hub.judge(&hello, link.peer()) {
         Ok(device) => {
             let adapters = hub.adapters.keys().cloned().collect();
-            let positions_max = hub.spec.positions_max as u32;
+            link.allow_sessions(hub.sessions_max);
+            let positions_max = positions_max(&hub.spec);
             control.send(&Message::WelcomeGenerate { start: hub.start, adapters, positions_max, sessions_max: hub.sessions_max }).await?;
             let Message::HelloGenerate { name, .. } = hello else { unreachable!("judged above") };
             Ok(Some((device, control, name)))
@@ -234,7 +260,7 @@ async fn attend(hub: &Arc<Hub>, link: &Link, device: Device, mut control: Contro
 }
 
 async fn serve_sequence(hub: Arc<Hub>, device: Device, stream: ServerStream) {
-    let limits = RecordLimits { hidden: hub.spec.hidden as u32, encoding: device.encoding, positions_max: hub.spec.positions_max as u32 };
+    let limits = RecordLimits { hidden: hub.spec.hidden as u32, encoding: device.encoding, positions_max: positions_max(&hub.spec) };
     let (mut sender, mut receiver) = stream.split();
     let opened = match receiver.recv(&limits).await {
         Ok(Some(DeviceRecord::Open(open))) => open_seat(&hub, &device, open).await,
@@ -253,6 +279,7 @@ async fn serve_sequence(hub: Arc<Hub>, device: Device, stream: ServerStream) {
         Err((code, reason)) => fail(&mut sender, code, reason).await,
     };
     match answered {
+        // A reason, too, is delivered whole: dropped, it could be lost.
         Ok(()) => sender.finish(),
         // The device cancelled, or its connection is gone: what its sequence held is free again.
         Err(error) => tracing::debug!("a sequence ended: {error}"),
@@ -284,6 +311,11 @@ async fn open_seat(hub: &Hub, device: &Device, open: Open) -> Result<Seat, (Fail
     let owner = u64::from_le_bytes(device.peer.0[..8].try_into().expect("a key has 32 bytes"));
     let (adapter, blocks) = (laid, device.blocks.clone());
     hub.worker.open(Opening { owner, scope, adapter, blocks, leaving, tokens_max, prefix }).await
+}
+
+/// Longest sequence: the model's, within what records can say.
+fn positions_max(spec: &ModelSpec) -> u32 {
+    u32::try_from(spec.positions_max).unwrap_or(u32::MAX).min(POSITIONS_MAX)
 }
 
 /// A cache is shared by sequences of one device that compute alike, and by nobody else.

@@ -4,7 +4,7 @@ use super::device::Remote;
 use crate::client::Pauses;
 use crate::error::NodeError;
 use crate::event::{Event, EventSink};
-use cutlayer_transport::{Control, DeviceStream, Identity, Link, LinkStats, connect};
+use cutlayer_transport::{Control, DeviceStream, Identity, Link, LinkError, LinkStats, connect};
 use cutlayer_wire::{BaseHash, Message, PROTOCOL_VERSION};
 use std::sync::Arc;
 use std::time::Instant;
@@ -64,7 +64,7 @@ impl Line {
 
     /// Gets to the host again after `error` on `lost`, unless another sequence already did.
     pub async fn recover(&self, lost: &Arc<Live>, error: NodeError) -> Result<Arc<Live>, NodeError> {
-        if !error.is_lost() {
+        if !is_gone(&error) {
             return Err(error);
         }
         let mut place = self.live.lock().await;
@@ -78,7 +78,7 @@ impl Line {
         let live = loop {
             match self.enter().await {
                 Ok(live) => break Arc::new(live),
-                Err(again) if !again.is_lost() => return Err(again),
+                Err(again) if !is_gone(&again) => return Err(again),
                 Err(again) if since.elapsed() >= self.remote.reconnect => {
                     let waited_s = since.elapsed().as_secs();
                     return Err(NodeError::Gone { addr: self.remote.server, waited_s, reason: again.to_string() });
@@ -118,6 +118,11 @@ impl Line {
             other => Err(NodeError::Ended { reason: format!("the server answered hello with {}", other.name()) }),
         }
     }
+}
+
+/// Whether the host may be found again: its connection is lost, or it ended and may be started again.
+pub(super) fn is_gone(error: &NodeError) -> bool {
+    error.is_lost() || matches!(error, NodeError::Link(LinkError::Closed { .. }))
 }
 
 impl Live {

@@ -23,10 +23,11 @@ pub use choice::{Choice, OPTIONS_MAX};
 pub use device::{Generator, GeneratorConfig, Remote};
 pub use drafter::Drafting;
 pub use embedder::Embedder;
-pub use host::{HostConfig, host};
+pub use host::{HostConfig, HostWatch, host, host_watched};
 pub use memory::MemoryConfig;
 pub use offload::{Answered, Answerer, Offloader};
 pub use sequence::{FinishReason, GenerateRequest, Generation, Piece, Prompt, Token, Usage};
+pub use worker::Work;
 
 /// Bytes as a share of a cache: whole pages, at least one.
 pub(crate) fn pages_of(bytes: u64, page_bytes: u64) -> u32 {

@@ -5,7 +5,7 @@
 //! lost some is brought up again, with the others, from the longest prefix that all still have.
 
 use super::device::{Here, Shared};
-use super::line::Live;
+use super::line::{Live, is_gone};
 use super::prefix::PrefixNames;
 use super::worker::{Came, Job, Leaving, Opening, Outcome, Seat, Watch};
 use crate::error::NodeError;
@@ -161,8 +161,7 @@ impl<'a> Path<'a> {
             let live = line.live().await?;
             let (opened, found) = match self.open_remote(&live, &prefix, certain).await {
                 Ok(opened) => opened,
-                Err(error) if error.is_lost() => return Err(Missed::Lost(live, error)),
-                Err(error) => return Err(Missed::Fatal(error)),
+                Err(error) => return Err(missed(&live, error)),
             };
             prefix.truncate((found / PAGE_TOKENS) as usize);
             remote = Some(opened);
@@ -275,7 +274,7 @@ impl Sides {
                 };
                 let wanted = if every { Wanted::All } else { wanted };
                 let record = RowsRecord { position, rows: count, wanted, digests, payload };
-                remote.sender.send(DeviceRecord::Rows(record)).await.map_err(|error| lost(&live, error.into()))?;
+                remote.sender.send(DeviceRecord::Rows(record)).await.map_err(|error| missed(&live, error.into()))?;
             }
             Ok(())
         };
@@ -288,7 +287,7 @@ impl Sides {
                 }
                 let first = if wanted == Wanted::Last && !every { rows.end - 1 } else { rows.start } as u32;
                 let answer = next_answer(receiver, greeted, &shared.limits).await;
-                match answer.map_err(|error| lost(&live, error))? {
+                match answer.map_err(|error| missed(&live, error))? {
                     ServerRecord::Tokens { position, drawn: tokens } if position == first && tail.is_none() => drawn = tokens,
                     ServerRecord::Rows { position, rows: count, payload } if position == first => {
                         let Some(tail) = tail else { return Err(out_of_turn("hidden states").into()) };
@@ -345,8 +344,13 @@ pub(super) fn heard(record: Result<Option<ServerRecord>, LinkError>) -> Result<S
     record?.ok_or_else(ended)
 }
 
-fn lost(live: &Arc<Live>, error: NodeError) -> Missed {
-    if error.is_lost() { Missed::Lost(live.clone(), error) } else { Missed::Fatal(error) }
+fn missed(live: &Arc<Live>, error: NodeError) -> Missed {
+    match error {
+        // The host gave this sequence up, not the connection.
+        NodeError::Link(LinkError::Cancelled { .. }) => Missed::Forgotten,
+        error if is_gone(&error) => Missed::Lost(live.clone(), error),
+        error => Missed::Fatal(error),
+    }
 }
 
 pub(super) fn out_of_turn(what: &str) -> NodeError {

@@ -10,12 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Rows of one pass: enough that the weights are worth reading, few enough that nobody waits long for a token.
 const PASS_ROWS_MAX: u32 = 512;
 /// Rows of prompts in a pass that also decodes: what decoding waits for.
 const PROMPT_ROWS_MAX: u32 = 256;
+/// Silence after which a sequence gives its pages to whoever needs them, though it came earlier.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Rows that are decoded or verified together; more are of a prompt.
 const DECODED_ROWS_MAX: u32 = 32;
 /// Jobs of a sequence that may wait.
@@ -36,6 +39,8 @@ pub(crate) struct WorkerConfig {
 struct Sequence {
     /// Whether it needs pages: without blocks, or in an encoder, nothing is kept.
     paged: bool,
+    /// When it last asked for something.
+    asked: Instant,
     owner: u64,
     adapter: Option<LaidAdapter>,
     blocks: Range<usize>,
@@ -70,6 +75,8 @@ pub(crate) struct Sequences {
     last: BTreeSet<u64>,
     /// Those of the pass under way.
     passing: Vec<u64>,
+    /// Those that wait for others' memory, and their rows.
+    parked: Vec<(u64, u32)>,
     counts: Arc<Counts>,
     /// Whether the model keeps anything of the rows before: an encoder does not.
     causal: bool,
@@ -91,6 +98,7 @@ impl Sequences {
             sequences_max: config.sequences_max,
             last: BTreeSet::new(),
             passing: vec![],
+            parked: vec![],
             counts,
             causal,
             rows_max: PASS_ROWS_MAX.max(whole),
@@ -107,8 +115,28 @@ impl Sequences {
         !self.last.is_empty()
     }
 
+    /// How long to wait for the next word; `None` for as long as it takes. Where somebody waits for memory, another may soon have been
+    /// silent for long enough to lose its own.
+    pub fn patience(&self) -> Option<Duration> {
+        (!self.parked.is_empty()).then_some(SILENCE_MAX)
+    }
+
+    /// Lets those who wait for memory try again.
+    pub fn call_back(&mut self) {
+        for (id, rows) in std::mem::take(&mut self.parked) {
+            if let Some(sequence) = self.open.get(&id).filter(|sequence| !sequence.jobs.is_empty()) {
+                self.turns.push(work(id, sequence.owner, rows, self.causal));
+            }
+        }
+    }
+
     /// Hears a word.
     pub fn take(&mut self, command: Command) {
+        self.hear(command);
+        self.call_back();
+    }
+
+    fn hear(&mut self, command: Command) {
         match command {
             Command::Open(id, opening, answer) => {
                 // Whoever asked may have gone; the seat's end follows.
@@ -149,7 +177,10 @@ impl Sequences {
         self.counts.found.fetch_add(held.into(), Ordering::Relaxed);
         // What keeps nothing lacks nothing.
         let held = if paged { held } else { prefix.len() as u32 * PAGE_TOKENS };
-        self.open.insert(id, Sequence { paged, owner, adapter, blocks, leaving, tokens_max, pages, jobs: VecDeque::new() });
+        self.open.insert(
+            id,
+            Sequence { paged, asked: Instant::now(), owner, adapter, blocks, leaving, tokens_max, pages, jobs: VecDeque::new() },
+        );
         Ok(held)
     }
 
@@ -159,6 +190,7 @@ impl Sequences {
             let _ = answer.send(Outcome::Failed(FailureCode::Internal, "this sequence was not opened".into()));
             return;
         };
+        sequence.asked = Instant::now();
         let (rows, end) = (job.came.rows(), u64::from(job.position) + u64::from(job.came.rows()));
         let refusal = if rows == 0 || sequence.jobs.len() >= JOBS_MAX {
             Some((FailureCode::Malformed, format!("{rows} rows with {} requests under way", sequence.jobs.len())))
@@ -188,12 +220,15 @@ impl Sequences {
 
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let turn = self.turns.next(self.rows_max, PROMPT_ROWS_MAX);
-        self.passing = turn.iter().map(|(id, _)| *id).collect();
+        self.passing.clear();
         let mut parts = vec![];
         for (id, rows) in turn {
-            parts.extend(self.prepare(id, rows));
+            if let Some(part) = self.prepare(id, rows) {
+                self.passing.push(id);
+                parts.push(part);
+            }
         }
         if parts.is_empty() {
             return;
@@ -201,8 +236,10 @@ impl Sequences {
         let feeds: Vec<Feed> = parts.iter().map(|part| part.feed(&self.open, &self.pool)).collect();
         let hidden = self.decoder.run(&feeds);
         drop(feeds);
-        self.count(&parts, started);
+        self.count(&parts);
         self.finish(parts, hidden);
+        // The head, the draws and the encoding are part of it: those may be a quarter of a token's time.
+        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.last =
             std::mem::take(&mut self.passing).into_iter().filter(|id| self.open.get(id).is_some_and(|s| s.jobs.is_empty())).collect();
     }
@@ -222,8 +259,7 @@ impl Sequences {
                 return self.answer(id, Outcome::Failed(FailureCode::Malformed, reason));
             }
             if !self.make_room(id, position + rows) {
-                // Those that hold the memory are in this very pass: it waits for the next.
-                self.turns.push(work(id, self.open[&id].owner, rows, self.causal));
+                self.parked.push((id, rows));
                 return None;
             }
         }
@@ -252,13 +288,17 @@ impl Sequences {
         }
     }
 
-    /// Grows a sequence to `tokens`; others that are not in this pass give way, the youngest first.
+    /// Grows a sequence to `tokens`. Where no page is left, those give way that have been silent for long, and then those that came later,
+    /// the last of them first: the first that came always gets on, so that all do.
     fn make_room(&mut self, id: u64, tokens: u32) -> bool {
         loop {
             if self.pool.grow(self.open[&id].pages, tokens).is_ok() {
                 return true;
             }
-            let gives = |(other, sequence): &(&u64, &Sequence)| !self.passing.contains(other) && self.pool.tokens(sequence.pages) > 0;
+            let gives = |(other, sequence): &(&u64, &Sequence)| {
+                let silent = sequence.jobs.is_empty() && sequence.asked.elapsed() > SILENCE_MAX;
+                !self.passing.contains(other) && self.pool.tokens(sequence.pages) > 0 && (silent || **other > id)
+            };
             let Some((_, victim)) = self.open.iter().rev().find(gives) else { return false };
             self.pool.evict(victim.pages);
             self.counts.evicted.fetch_add(1, Ordering::Relaxed);
@@ -362,12 +402,11 @@ impl Sequences {
         }
     }
 
-    fn count(&self, parts: &[Part], started: std::time::Instant) {
+    fn count(&self, parts: &[Part]) {
         let counts = &self.counts;
         counts.passes.fetch_add(1, Ordering::Relaxed);
         counts.rows.fetch_add(parts.iter().map(|part| u64::from(part.rows)).sum(), Ordering::Relaxed);
         counts.sequences.fetch_add(parts.len() as u64, Ordering::Relaxed);
-        counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.count_pages();
     }
 

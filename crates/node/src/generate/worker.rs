@@ -12,8 +12,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// Longest wait for the sequences of the last pass to come back, so that they share the next one too.
 const GATHER_MAX: Duration = Duration::from_millis(2);
@@ -117,10 +118,60 @@ pub(crate) struct Counts {
     pub pages: AtomicU64,
 }
 
+/// What a side has computed for sequences since it began, or between two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Passes over the weights.
+    pub passes: u64,
+    /// Rows in them: tokens of prompts, tokens that were decoded, and guesses.
+    pub rows: u64,
+    /// Sequences in them: over passes, how many shared one.
+    pub sequences: u64,
+    /// Time in them, in microseconds, with encoding and drawing; a pass counts shortly after its answers are given.
+    pub busy_us: u64,
+    /// Sequences whose pages were taken for others.
+    pub evicted: u64,
+    /// Tokens of prefixes that were found in the cache.
+    pub found: u64,
+    /// Pages of the cache in use now.
+    pub pages: u64,
+}
+
+impl Work {
+    /// What came after `before`; pages are those in use now.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            passes: self.passes - before.passes,
+            rows: self.rows - before.rows,
+            sequences: self.sequences - before.sequences,
+            busy_us: self.busy_us - before.busy_us,
+            evicted: self.evicted - before.evicted,
+            found: self.found - before.found,
+            pages: self.pages,
+        }
+    }
+}
+
+impl Counts {
+    /// As it stands.
+    pub fn work(&self) -> Work {
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Work {
+            passes: now(&self.passes),
+            rows: now(&self.rows),
+            sequences: now(&self.sequences),
+            busy_us: now(&self.busy_us),
+            evicted: now(&self.evicted),
+            found: now(&self.found),
+            pages: now(&self.pages),
+        }
+    }
+}
+
 /// A handle on the thread. Clones share it; it ends with the last one and the last seat.
 #[derive(Clone)]
 pub(crate) struct Worker {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::Sender<Command>,
     next: Arc<AtomicU64>,
     counts: Arc<Counts>,
 }
@@ -165,7 +216,7 @@ pub(crate) fn ended(outcome: Result<Outcome, oneshot::error::RecvError>) -> Outc
 impl Worker {
     /// Starts the thread.
     pub fn start(name: &str, config: WorkerConfig) -> std::io::Result<Self> {
-        let (commands, queue) = mpsc::unbounded_channel();
+        let (commands, queue) = mpsc::channel();
         let counts = Arc::new(Counts::default());
         let seen = counts.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || compute(&mut Sequences::new(config, seen), queue))?;
@@ -173,7 +224,7 @@ impl Worker {
     }
 
     /// What it has done.
-    pub fn counts(&self) -> &Counts {
+    pub fn counts(&self) -> &Arc<Counts> {
         &self.counts
     }
 
@@ -191,29 +242,37 @@ impl Worker {
 }
 
 /// Takes words and computes until nobody is left to speak.
-fn compute(sequences: &mut Sequences, mut queue: mpsc::UnboundedReceiver<Command>) {
-    let mut gather_until: Option<Instant> = None;
+fn compute(sequences: &mut Sequences, queue: mpsc::Receiver<Command>) {
+    let mut gather_until = Instant::now();
     loop {
         while let Ok(command) = queue.try_recv() {
             sequences.take(command);
         }
-        if !sequences.has_work() {
-            match queue.blocking_recv() {
-                Some(command) => sequences.take(command),
-                None => return,
+        let patience = if !sequences.has_work() {
+            sequences.patience()
+        } else if sequences.awaits_last() {
+            // Those of the last pass are about to come back: a pass costs nearly the same with them.
+            Some(gather_until.saturating_duration_since(Instant::now()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        let heard = match patience {
+            Some(Duration::ZERO) => Err(RecvTimeoutError::Timeout),
+            Some(patience) => queue.recv_timeout(patience),
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match heard {
+            Ok(command) => {
+                sequences.take(command);
+                continue;
             }
-            continue;
-        }
-        // Those of the last pass are about to come back: a pass costs nearly the same with them.
-        if gather_until.is_some_and(|until| sequences.awaits_last() && Instant::now() < until) {
-            std::thread::yield_now();
-            continue;
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => sequences.call_back(),
         }
         let started = Instant::now();
         if catch_unwind(AssertUnwindSafe(|| sequences.pass())).is_err() {
             sequences.fail_pass();
         }
-        let took = started.elapsed();
-        gather_until = Some(Instant::now() + (took / GATHER_SHARE).min(GATHER_MAX));
+        gather_until = Instant::now() + (started.elapsed() / GATHER_SHARE).min(GATHER_MAX);
     }
 }

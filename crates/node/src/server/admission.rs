@@ -8,7 +8,7 @@ use crate::error::NodeError;
 use crate::event::Event;
 use cutlayer_model::lora;
 use cutlayer_transport::{Control, Link};
-use cutlayer_wire::{Message, PROTOCOL_VERSION, RefusalCode, Resume, ServerSession};
+use cutlayer_wire::{Message, PROTOCOL_VERSION, RefusalCode, Resume, ServerSession, SessionError};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,10 +31,15 @@ pub(super) async fn admit(
         Ok::<_, NodeError>((control, hello))
     };
     let (mut control, hello) = tokio::time::timeout(HELLO_WAIT, introduced).await.map_err(|_| silent())??;
-    order.handle(&hello)?;
+    let generates = match order.handle(&hello) {
+        Err(SessionError::Purpose) => true,
+        Err(error) => return Err(error.into()),
+        Ok(_) => false,
+    };
     let peer = link.peer();
     let over = || (RefusalCode::Busy, "the run is over".to_owned());
     let seat = match judge(hub, &hello) {
+        _ if generates => Err((RefusalCode::Purpose, "this server trains; generate with one that `cutlayer host` started".into())),
         Ok((hello, _)) if hub.over.load(Ordering::Relaxed) && !hub.roster.holds(&peer, &hello) => Err(over()),
         Ok((hello, resume)) => {
             let found = |client: u32| encodings_of(hub, client, &hello);

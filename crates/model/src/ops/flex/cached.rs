@@ -5,7 +5,7 @@
 //! does not see add exactly nothing, and where a run of pages ends changes no sum (see `gemm.rs`).
 
 use super::crew;
-use super::gemm::{Matrix, Target, small};
+use super::gemm::{Matrix, Target, fetch, small};
 use super::rows::{exp_in_place, largest, scale as scale_by};
 use crate::ops::Heads;
 use crate::ops::cache::{CachePlan, Sequence};
@@ -18,6 +18,9 @@ const QUERIES: usize = 128;
 const KEYS: usize = 128;
 /// Fewest products of a query's and a key's features that are worth several threads.
 const TASK_PRODUCTS: usize = 1 << 16;
+
+/// Most queries that wait for memory rather than for products: keys and values are then asked for ahead.
+const FEW_QUERIES: usize = 32;
 
 /// Inputs of one attention, its new keys and values written.
 #[derive(Clone, Copy)]
@@ -60,6 +63,11 @@ pub(super) fn write(qkv: &[f32], pool: &mut [f32], plan: &CachePlan, heads: Head
     }
 }
 
+/// The keys from `next` to the end of its tile.
+fn tile_from(next: usize, end: usize) -> Range<usize> {
+    next..end.min((next / KEYS + 1) * KEYS)
+}
+
 /// `[n, h·e]`.
 pub(super) fn forward(call: Call) -> Vec<f32> {
     let Heads { query, kv, dim } = call.heads;
@@ -77,7 +85,7 @@ pub(super) fn forward(call: Call) -> Vec<f32> {
     let one = |tile: usize| {
         SCRATCH.with_borrow_mut(|scratch| {
             // SAFETY: each tile writes its own rows and columns of `out`.
-            unsafe { call.tile(&tiles[tile], scratch, to) }
+            unsafe { call.tile(&tiles[tile], tiles.get(tile + 1), scratch, to) }
         });
     };
     if products * query * dim < TASK_PRODUCTS {
@@ -95,9 +103,22 @@ impl<'a> Call<'a> {
         Matrix::new(&self.pool[first * width + part * dim..], count, dim, width, 1)
     }
 
+    /// The keys that a tile sees.
+    fn seen(&self, Tile { sequence, rows, .. }: &Tile) -> Range<usize> {
+        self.plan.seen(sequence.position_of(rows.start)).start..sequence.position_of(rows.end)
+    }
+
+    /// Asks for a part of each slot of some keys.
+    fn fetch(&self, sequence: &Sequence, keys: Range<usize>, part: usize) {
+        sequence.runs(keys).for_each(|(positions, slot)| fetch(self.slots(slot, positions.len(), part)));
+    }
+
+    /// One tile; `next` is likely this thread's next.
+    ///
     /// # Safety
     /// The tile's rows of its heads' columns of `out` must be this task's alone.
-    unsafe fn tile(&self, Tile { sequence, rows, kv }: &Tile, scratch: &mut Scratch, out: Target) {
+    unsafe fn tile(&self, tile: &Tile, next_tile: Option<&Tile>, scratch: &mut Scratch, out: Target) {
+        let Tile { sequence, rows, kv } = tile;
         let (Heads { query, dim, .. }, group) = (self.heads, self.heads.query / self.heads.kv);
         let (count, first_column) = (rows.len() * group, kv * group * dim);
         let Scratch { q, p, out: sums_of_values, sums } = scratch;
@@ -108,11 +129,15 @@ impl<'a> Call<'a> {
         sums_of_values.resize(count * dim, 0.0);
         sums.clear();
         sums.resize(count, (f32::NEG_INFINITY, 0.0));
-        let seen = self.plan.seen(sequence.position_of(rows.start)).start..sequence.position_of(rows.end);
+        let seen = self.seen(tile);
+        let few = count <= FEW_QUERIES;
         let q = Matrix::new(q, count, dim, dim, 1);
         let mut next = seen.start;
         while next < seen.end {
-            let keys = next..seen.end.min((next / KEYS + 1) * KEYS);
+            let keys = tile_from(next, seen.end);
+            if few {
+                self.fetch(sequence, keys.clone(), self.heads.kv + kv);
+            }
             let to = Target { at: sums_of_values.as_mut_ptr(), rs: dim };
             for (positions, slot) in sequence.runs(keys.clone()) {
                 let keys_of_run = self.slots(slot, positions.len(), *kv).transposed();
@@ -125,6 +150,12 @@ impl<'a> Call<'a> {
                 let clamp = |at: usize| at.clamp(keys.start, keys.end) - keys.start;
                 let values = &mut sums_of_values[i * dim..(i + 1) * dim];
                 self.soften(&mut p[i * KEYS..][..keys.len()], clamp(own.start)..clamp(own.end), &mut sums[i], values);
+            }
+            if few && keys.end < seen.end {
+                self.fetch(sequence, tile_from(keys.end, seen.end), *kv);
+            } else if let (true, Some(tile)) = (few, next_tile) {
+                let seen = self.seen(tile);
+                self.fetch(tile.sequence, tile_from(seen.start, seen.end), tile.kv);
             }
             for (positions, slot) in sequence.runs(keys.clone()) {
                 let weights = Matrix::new(&p[positions.start - keys.start..], count, positions.len(), KEYS, 1);

@@ -406,6 +406,19 @@ pub(super) const fn sizes() -> (usize, usize, usize) {
     (TILE_ROWS, PANEL, DEPTH)
 }
 
+/// Asks for a matrix of dense rows, to be near when it is needed. A hint.
+pub(super) fn fetch(x: Matrix) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..x.rows {
+        for column in (0..x.cols).step_by(16) {
+            // SAFETY: every x86-64 has SSE, and a hint cannot fault.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(x.skip(row, column).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,8 +9,8 @@ use std::mem::transmute;
 const TILE_ROWS: usize = sizes().0;
 const PANEL: usize = sizes().1;
 const DEPTH: usize = sizes().2;
-/// Rows of `A` up to which a product waits for memory: what comes next is then asked for while a panel is packed, else while it is multiplied.
-const FEW_ROWS: usize = 32;
+/// Rows of `A` from which on there is time to ask for what comes next while a panel is multiplied; with fewer that happens while it is packed.
+const MANY_ROWS: usize = 16;
 
 #[repr(align(64))]
 struct Packed([f32; DEPTH * PANEL]);
@@ -19,41 +19,55 @@ thread_local! {
     static PACKED: RefCell<Box<Packed>> = RefCell::new(Box::new(Packed([0.0; DEPTH * PANEL])));
 }
 
-/// What the next panel is packed from, fetched into the second-level cache while this one is multiplied: rows of whole cache lines.
+/// What is packed next, asked for while this chunk is multiplied: some cache lines at each step of the contraction. Distances are in bytes.
 #[derive(Clone, Copy)]
 struct Ahead {
-    at: *const f32,
-    /// Floats from row to row.
-    stride: usize,
-    rows: usize,
-    /// Cache lines a row.
-    lines: usize,
+    at: *const u8,
+    /// From step to step, and further after each sixteen.
+    steps: [isize; 2],
+    /// From a line of a step to its neighbour, and to the one after.
+    apart: [isize; 2],
+    /// Lines of a step: the first, and the one after the last.
+    lines: (usize, usize),
 }
 
 impl Ahead {
-    /// `depth x n` of `B` from row `from` and column `column` on.
-    fn new((b, rs, cs): (*const f32, usize, usize), kind: Kind, from: usize, depth: usize, column: usize, n: usize) -> Self {
-        if kind == Kind::SplitPairs {
+    /// Nothing.
+    const NOTHING: Self = Self { at: std::ptr::null(), steps: [0; 2], apart: [0; 2], lines: (0, 0) };
+
+    /// `n` columns of `B` from row `from` and column `column` on, as many rows as this chunk has steps.
+    fn new((b, rs, cs): (*const f32, usize, usize), kind: Kind, from: usize, column: usize, n: usize) -> Self {
+        let unit = if kind == Kind::SplitPairs { 2 } else { 4 };
+        let at = b.cast::<u8>().wrapping_add((from * rs + column * cs) * unit);
+        let (row, columns, vectors) = ((rs * unit) as isize, (cs * unit) as isize, n.div_ceil(16));
+        match (kind, cs) {
             // Two stored rows of bf16 for each row of pairs, half as long.
-            let at = b.wrapping_byte_add(2 * (from * rs + column));
-            return Self { at, stride: rs / 4, rows: 2 * depth, lines: n.div_ceil(32) };
-        }
-        let at = b.wrapping_add(from * rs + column * cs);
-        if cs == 1 {
-            Self { at, stride: rs, rows: depth, lines: n.div_ceil(16) }
-        } else {
-            Self { at, stride: cs, rows: n, lines: depth.div_ceil(16) }
+            (Kind::SplitPairs, _) => Self { at, steps: [row, 0], apart: [row / 2, 64], lines: (0, 2 * n.div_ceil(32)) },
+            (_, 1) => Self { at, steps: [row, 0], apart: [64, 128], lines: (0, vectors) },
+            _ => Self { at, steps: [columns, 64 - 16 * columns], apart: [16 * columns, 32 * columns], lines: (0, vectors) },
         }
     }
 
-    /// Asks for the `part`-th of `parts`. A hint: it cannot fault, wherever it points.
+    /// What tile `index` of `count` asks for.
+    fn part(self, index: usize, count: usize) -> Self {
+        let lines = self.lines.1;
+        Self { lines: (lines * index / count, lines * (index + 1) / count), ..self }
+    }
+
+    /// Asks for the lines of a step. A hint: it cannot fault, wherever it points.
+    #[inline]
     #[target_feature(enable = "avx512f")]
-    fn fetch(self, part: usize, parts: usize) {
-        let lines = self.rows * self.lines;
-        for line in lines * part / parts..lines * (part + 1) / parts {
-            let at = self.at.wrapping_add(line / self.lines * self.stride + line % self.lines * 16);
-            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    fn fetch(self) {
+        for line in self.lines.0..self.lines.1 {
+            let away = (line as isize & 1) * self.apart[0] + (line as isize >> 1) * self.apart[1];
+            _mm_prefetch::<_MM_HINT_T1>(self.at.wrapping_offset(away).cast());
         }
+    }
+
+    /// From step `k` to the next.
+    #[inline]
+    fn advance(&mut self, k: usize) {
+        self.at = self.at.wrapping_offset(self.steps[0] + if k % 16 == 15 { self.steps[1] } else { 0 });
     }
 }
 
@@ -91,25 +105,20 @@ pub(super) unsafe fn panel(Term { a, b, .. }: Term, start: *const f32, start_rs:
         for from in (0..k).step_by(depth) {
             let depth = depth.min(k - from);
             let (_, rs, cs) = b.raw();
-            let near = match next {
-                _ if m > FEW_ROWS => None,
-                _ if from + depth < k => Some((depth * rs) as isize),
-                Some(next) => Some((next * cs) as isize - (from * rs) as isize),
-                None => None,
+            let after = from + depth;
+            let place = if after < k { Some((after, 0)) } else { next.map(|next| (0, next)) };
+            let (near, ahead) = match place {
+                Some((row, column)) if m < MANY_ROWS => (Some((row * rs + column * cs) as isize - (from * rs) as isize), Ahead::NOTHING),
+                Some((row, column)) => (None, Ahead::new(b.raw(), b.kind(), row, column, n)),
+                None => (None, Ahead::NOTHING),
             };
             // SAFETY: within the views; the buffer holds DEPTH x PANEL.
             unsafe {
                 match b.kind() {
-                    Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed),
+                    Kind::SplitPairs => pack_split(b.raw(), from, depth, n, packed, near),
                     _ => pack(b.raw(), from, depth, n, packed, near),
                 }
                 let a_from = a_at.add(from * a_cs);
-                let after = from + depth;
-                let ahead = if after < k {
-                    Ahead::new(b.raw(), b.kind(), after, depth.min(k - after), 0, n)
-                } else {
-                    Ahead::new(b.raw(), b.kind(), 0, next.map_or(0, |_| depth), next.unwrap_or(0), n)
-                };
                 let tile = Tile { depth, a: a_from, a_rs, a_cs, b: packed, start, start_rs, c: c.at, c_rs: c.rs, mask, ahead };
                 match (a.kind(), n.div_ceil(16)) {
                     (Kind::F32, 1) => f32s::rows::<1>(m, tile),
@@ -146,20 +155,19 @@ macro_rules! tiles {
                 // SAFETY: as the caller promises.
                 unsafe {
                     for i in (0..whole).step_by(TILE_ROWS) {
-                        if m > FEW_ROWS {
-                            tile.ahead.fetch(i / TILE_ROWS, whole / TILE_ROWS);
-                        }
-                        kernel::<TILE_ROWS, V>(at(i));
+                        let ahead = tile.ahead.part(i / TILE_ROWS, whole / TILE_ROWS);
+                        kernel::<TILE_ROWS, V>(Tile { ahead, ..at(i) });
                     }
+                    let last = Tile { ahead: Ahead::NOTHING, ..at(whole) };
                     match m - whole {
                         0 => {}
-                        1 => kernel::<1, V>(at(whole)),
-                        2 => kernel::<2, V>(at(whole)),
-                        3 => kernel::<3, V>(at(whole)),
-                        4 => kernel::<4, V>(at(whole)),
-                        5 => kernel::<5, V>(at(whole)),
-                        6 => kernel::<6, V>(at(whole)),
-                        _ => kernel::<7, V>(at(whole)),
+                        1 => kernel::<1, V>(last),
+                        2 => kernel::<2, V>(last),
+                        3 => kernel::<3, V>(last),
+                        4 => kernel::<4, V>(last),
+                        5 => kernel::<5, V>(last),
+                        6 => kernel::<6, V>(last),
+                        _ => kernel::<7, V>(last),
                     }
                 }
             }
@@ -182,8 +190,12 @@ macro_rules! tiles {
                             }
                         }
                     }
-                    let (mut a, mut b) = (tile.a, tile.b);
-                    for _ in 0..tile.depth {
+                    let (mut a, mut b, mut ahead) = (tile.a, tile.b, tile.ahead);
+                    for k in 0..tile.depth {
+                        if R == TILE_ROWS {
+                            ahead.fetch();
+                            ahead.advance(k);
+                        }
                         let mut columns = [_mm512_setzero_ps(); V];
                         for (v, column) in columns.iter_mut().enumerate() {
                             *column = _mm512_load_ps(b.add(16 * v));
@@ -251,13 +263,17 @@ unsafe fn pack((b, rs, cs): (*const f32, usize, usize), from: usize, depth: usiz
 /// # Safety
 /// Within the view and the buffer.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_split((b, rs, _): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32) {
+unsafe fn pack_split((b, rs, _): (*const f32, usize, usize), from: usize, depth: usize, n: usize, packed: *mut f32, near: Option<isize>) {
     let b: *const u16 = b.cast();
     for k in 0..depth {
         for j in (0..n).step_by(16) {
             // SAFETY: columns that exist are read; the panel has room for whole vectors.
             unsafe {
                 let first = b.add((from + k) * rs + j);
+                if let Some(near) = near {
+                    _mm_prefetch::<_MM_HINT_T0>(first.wrapping_offset(near).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(first.wrapping_offset((rs / 2) as isize + near).cast());
+                }
                 let (low, high) = (sixteen(first, n - j), sixteen(first.add(rs / 2), n - j));
                 let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
                 _mm512_store_ps(packed.add(k * PANEL + j), _mm512_castsi512_ps(pairs));

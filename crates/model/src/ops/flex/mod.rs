@@ -81,7 +81,11 @@ impl<'a> Halves<'a> {
 fn rounded(x: &[f32]) -> Vec<bf16> {
     let mut out = vec![bf16::ZERO; x.len()];
     let part = TASK_FLOATS * 4;
-    out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| gemm::round(x, out));
+    if x.len() <= part {
+        gemm::round(x, &mut out);
+    } else {
+        out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| gemm::round(x, out));
+    }
     out
 }
 
@@ -116,16 +120,26 @@ fn part(x: Maybe<Flex>) -> Option<T> {
 /// A new `[n, columns]` from `row(i, its values)`, on all threads.
 fn by_row(n: usize, columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> T {
     let mut out: Vec<f32> = Vec::with_capacity(n * columns);
-    let rows = TASK_FLOATS.div_ceil(columns.max(1));
     #[allow(clippy::uninit_vec, reason = "every row is written below before anything is read")]
     // SAFETY: floats have no invalid values and no destructor, and every row is written in full.
     unsafe {
         out.set_len(n * columns);
     }
-    out.par_chunks_mut((rows * columns).max(1)).enumerate().for_each(|(task, chunk)| {
-        chunk.chunks_mut(columns.max(1)).enumerate().for_each(|(i, values)| row(task * rows + i, values));
-    });
+    each_row(&mut out, columns, row);
     tensor(out, [n, columns])
+}
+
+/// `row(i, its values)` for each row of a dense matrix, on all threads.
+fn each_row(matrix: &mut [f32], columns: usize, row: impl Fn(usize, &mut [f32]) + Sync) {
+    let n = matrix.len() / columns.max(1);
+    let rows = n.div_ceil(matrix.len().div_ceil(TASK_FLOATS).max(1)).max(1);
+    let at = Target { at: matrix.as_mut_ptr(), rs: columns };
+    crew::each(n.div_ceil(rows), |task| {
+        for i in task * rows..n.min((task + 1) * rows) {
+            // SAFETY: a row of the matrix, and each is in one task.
+            row(i, unsafe { std::slice::from_raw_parts_mut(at.below(i).at, columns) });
+        }
+    });
 }
 
 fn row(values: &[f32], columns: usize, i: usize) -> &[f32] {
@@ -248,7 +262,7 @@ impl Fused for Flex {
         let mut x = into_dense(x);
         let range = x.layout().start_offset()..x.layout().start_offset() + x.layout().num_elements();
         // In place where nobody else holds it: the projection before it keeps nothing of its output.
-        x.storage_mut::<f32>()[range].par_chunks_mut(width).with_min_len(TASK_FLOATS.div_ceil(width)).enumerate().for_each(|(i, x)| {
+        each_row(&mut x.storage_mut::<f32>()[range], width, |i, x| {
             for head in x[..turned * head_dim].chunks_exact_mut(head_dim) {
                 rows::rotate(head, row(floats(&cos), half, i), row(floats(&sin), half, i), sign);
             }
