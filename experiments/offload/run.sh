@@ -19,7 +19,7 @@ host() {
   address=$(echo "$flags" | awk '{print $2}')
   "$cutlayer" link --to "$address" "${@:2}" 2> "$out/link.log" &
   until grep -q 'listening' "$out/link.log"; do sleep 0.1; done
-  flags=${flags/$address/$(grep -m 1 -o '127.0.0.1:[0-9]*' "$out/link.log")}
+  flags=${flags/$address/$(grep -o '127.0.0.1:[0-9]*' "$out/link.log" | head -n 1)}
 }
 
 # fit NAME QUESTIONS LOCAL FLAGS..
@@ -31,20 +31,24 @@ fit() {
   flags=${flags% --token *}
 }
 
-trap 'kill $(jobs -p) 2> /dev/null' EXIT
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 stories=$data/stories260k-hf
 larger=$data/tinystories-656k-hf
 
 large=$stories
 host "$large" --profile lte
-fit stories-accuracy stories "$larger" --accuracy 0.3 --tokens-max 4
-fit stories-latency stories "$larger" --latency-ms 250 --tokens-max 4
+fit stories stories "$larger" --accuracy 0.4 --tokens-max 4 --records-max 300
 kill $(jobs -p); wait || true
-rm -r "$out/host-keys" "$out/device-keys"
+rm -rf "$out/host-keys" "$out/device-keys"
 
 large=$larger
 host "$large" --profile lte
-fit stories-turned stories "$stories" --accuracy 0.3 --tokens-max 4
-for set in commonsense ARC-Easy boolq openbookqa piqa winogrande; do
-  fit "$set" "$set" "$stories" --options options --tail 0 --local-share 0.5
+fit stories-turned stories "$stories" --accuracy 0.4 --tokens-max 4 --records-max 300
+fit commonsense commonsense "$stories" --options options --tail 0 --local-share 0.5 --records-max 400
+kill $(jobs -p); wait || true
+
+# How right both are on each set, all of it here: who is right does not depend on where.
+flags=
+for set in ARC-Easy boolq openbookqa piqa winogrande; do
+  fit "$set" "$set" "$stories" --options options --local-share 0.5
 done

@@ -1,7 +1,7 @@
 //! Who answers, as a person asks for it: a policy is fitted against a host, and then decides.
 
 use crate::harness::{Desk, Process, corpus, model};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 
 /// A host of the shipped model, and the flags with which a device called `device` gets to it once.
@@ -11,6 +11,17 @@ fn host(desk: &Desk) -> (Process, Vec<String>) {
     let line = said.lines().find(|line| line.contains("--token")).unwrap_or_else(|| panic!("no invitation: {said}"));
     let flags = line.split_whitespace().map(str::to_owned).collect();
     (host, flags)
+}
+
+/// Sentences of what the shipped model learnt, each cut after some words, with the word after them: some of those it knows.
+fn questions(desk: &Desk) -> String {
+    let text = fs::read_to_string(corpus("pretrain.txt")).expect("the shipped corpus");
+    let words = text.lines().filter(|line| !line.contains('|')).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let cut = words.filter(|words| words.len() > 9).take(80);
+    let row = |words: Vec<&str>| json!({ "prompt": words[..8].join(" "), "completion": words[8] }).to_string() + "\n";
+    let file = desk.path("questions.jsonl");
+    fs::write(&file, cut.map(row).collect::<String>()).expect("a file");
+    file.display().to_string()
 }
 
 fn read(desk: &Desk, file: &str) -> Value {
@@ -23,9 +34,9 @@ fn a_fitted_policy_decides_who_answers() {
     let desk = Desk::new();
     let (_host, flags) = host(&desk);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let (model, data) = (model(), corpus("heldout.jsonl"));
+    let (model, data) = (model(), questions(&desk));
     let both = ["--local-model", &model, "--model", &model, "--keys", "device"];
-    let fit = ["offload", "fit", "--format", "json", "--data", &data, "--separator", "\n", "--records-max", "80", "--tokens-max", "8"];
+    let fit = ["offload", "fit", "--format", "json", "--data", &data, "--tokens-max", "4"];
     let fitted = desk.ends(&[&fit[..], &both, &flags, &["--score", "prefix", "--local-share", "0.5", "--out", "fit"]].concat());
     fitted.check(0, &["all on the device", "the policy", "joules are modelled", "written to fit"]);
     let report = fitted.json();
@@ -40,7 +51,8 @@ fn a_fitted_policy_decides_who_answers() {
     // The token was spent by the fit: the host knows the key now.
     let flags = &flags[..flags.len() - 2];
     let ask = |policy: &str| {
-        let generate = ["generate", "--format", "json", "--mode", "auto", "--policy", policy, "--tokens-max", "8", "weather | place: Penwell"];
+        let generate =
+            ["generate", "--format", "json", "--mode", "auto", "--policy", policy, "--tokens-max", "8", "weather | place: Penwell"];
         let ended = desk.ends(&[&generate[..], &both, flags].concat());
         ended.check(0, &[]);
         ended.json()
