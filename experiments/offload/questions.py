@@ -2,6 +2,7 @@
 """Makes validation files for `cutlayer offload fit` out of the shared data: questions.py DATA OUT
 
 stories.jsonl: the first 40 to 90 words of a story, and its next word. One question for each of the last 600 whole stories of the file.
+cloze.jsonl: the same beginnings, and which of four runs of three words comes next; the other three stand in other stories.
 One file for each set of commonsense questions: the question, its options as texts, and the right one. The sets say "answer2"; here the
 option's own words stand there, because small models were never taught what such a name means.
 """
@@ -13,16 +14,24 @@ QUESTIONS = 500
 SETS = ["ARC-Easy", "boolq", "openbookqa", "piqa", "winogrande"]
 
 
-def stories(data):
+def stories(data, cloze):
     text = (data / "tinystories/tinystories_train_head_2MiB.txt").read_text()
     whole = text.split("<|endoftext|>")[1:-1]
     draw = random.Random(5)
-    for story in whole[-STORIES:]:
-        words = story.split()
-        if len(words) < 100:
-            continue
+    told = [words for story in whole[-STORIES:] if len(words := story.split()) >= 100]
+    for words in told:
         cut = draw.randint(40, 90)
-        yield {"prompt": " ".join(words[:cut]), "completion": " " + words[cut]}
+        prompt = " ".join(words[:cut])
+        if not cloze:
+            yield {"prompt": prompt, "completion": " " + words[cut]}
+            continue
+        right = " " + " ".join(words[cut : cut + 3])
+        options = {right}
+        while len(options) < 4:
+            other = draw.choice(told)
+            place = draw.randint(40, 90)
+            options.add(" " + " ".join(other[place : place + 3]))
+        yield {"prompt": prompt, "completion": right, "options": sorted(options)}
 
 
 def question(name, row):
@@ -45,9 +54,9 @@ def question(name, row):
 def main():
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "stories.jsonl", "w") as file:
-        for row in stories(data):
-            file.write(json.dumps(row) + "\n")
+    for name, cloze in [("stories", False), ("cloze", True)]:
+        with open(out / f"{name}.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in stories(data, cloze))
     everything = []
     for name in SETS:
         rows = json.loads((data / f"commonsense/{name}-test.json").read_text())

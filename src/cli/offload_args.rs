@@ -3,7 +3,6 @@
 use super::exit::{Exit, Failure};
 use super::generator_args::GeneratorArgs;
 use super::output::Output;
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use cutlayer_generation::offload::Policy;
 use cutlayer_node::{Drafting, EventSink, Generator, GeneratorConfig, MemoryConfig, Offloader};
@@ -97,9 +96,11 @@ impl OffloadArgs {
 
     fn policy(&self, local: &Generator) -> anyhow::Result<Policy> {
         let path = self.policy.as_ref().expect("mode auto needs it");
-        let refused = || Failure::because(Exit::ModelOrData, format!("{}: no policy of `cutlayer offload fit`", path.display()));
-        let text = std::fs::read_to_string(path).with_context(refused)?;
-        let file: PolicyFile = serde_json::from_str(&text).with_context(refused)?;
+        let refused = |error: &dyn std::fmt::Display| {
+            Failure::because(Exit::ModelOrData, format!("{}: no policy of `cutlayer offload fit`: {error}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
+        let file: PolicyFile = serde_json::from_str(&text).map_err(|error| refused(&error))?;
         if file.local != local.base().to_string() {
             let words = format!("{}: fitted on another local model; fit one on this with `cutlayer offload fit`", path.display());
             return Err(Failure::because(Exit::ModelOrData, words));
