@@ -130,9 +130,11 @@ fn assert_near(what: &str, found: &[f32], expected: &[f64]) {
 
 #[test]
 fn a_sequence_in_one_step_is_attention_by_its_definition() {
-    for (seed, heads) in SHAPES.into_iter().enumerate() {
+    // Less where a GPU is only emulated.
+    let (shapes, longest) = if device_name() == "cpu" { (&SHAPES[..], 300) } else { (&SHAPES[..2], 40) };
+    for (seed, &heads) in shapes.iter().enumerate() {
         for window in [None, Some(1), Some(20), Some(150)] {
-            let world = World::new(heads, window, &[1, 17, 300], seed as u64);
+            let world = World::new(heads, window, &[1, 17, longest], seed as u64);
             for kernels in [Kernels::Fused, Kernels::Composed] {
                 for (which, found) in world.whole(kernels).iter().enumerate() {
                     assert_near(&format!("{heads:?}, window {window:?}, {kernels:?}"), found, &world.exact(which));
