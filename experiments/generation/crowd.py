@@ -1,6 +1,6 @@
 """Sends many requests at once, streams and whole answers by turns, and watches the memory of two processes.
 
-Twice the crowd: the second finds the caches warm, and its peak says whether anything piles up. Standard library only.
+Crowd after crowd, each with prompts of its own: if anything piled up, their peaks would rise. Standard library only.
 """
 
 import argparse
@@ -22,13 +22,13 @@ def rss_mib(pid):
     raise SystemExit(f"process {pid} is gone")
 
 
-async def ask(address, number):
+async def ask(address, turn, number):
     """Status and seconds of one request."""
     began = time.monotonic()
     reader, writer = await asyncio.open_connection(*address, limit=1 << 20)
     stream = number % 2 == 0
     # Every prompt is its own, and the end of a text is not taken: each answer costs the same.
-    body = {"model": "quickstart", "prompt": f"The weather in place {number} is", "max_tokens": TOKENS, "seed": number,
+    body = {"model": "quickstart", "prompt": f"In crowd {turn}, the weather in place {number} is", "max_tokens": TOKENS, "seed": number,
             "stream": stream, "logit_bias": {"2": -100}}
     sent = json.dumps(body)
     head = f"POST /v1/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
@@ -54,12 +54,12 @@ async def watch(pids, peaks, done):
         await asyncio.sleep(0.02)
 
 
-async def crowd(address, pids, requests):
+async def crowd(address, pids, requests, turn):
     before = {pid: rss_mib(pid) for pid in pids}
     peaks, done = dict(before), asyncio.Event()
     watcher = asyncio.create_task(watch(pids, peaks, done))
     began = time.monotonic()
-    answers = await asyncio.gather(*(ask(address, number) for number in range(requests)))
+    answers = await asyncio.gather(*(ask(address, turn, number) for number in range(requests)))
     seconds = time.monotonic() - began
     done.set()
     await watcher
@@ -77,8 +77,8 @@ def main():
     pids = {args.api: "api", args.host: "host"}
     print("| crowd | answered | 429 | other | seconds | tokens/s | slowest answer, s |\n|---|---|---|---|---|---|---|")
     memory = []
-    for turn in (1, 2, 3):
-        before, peaks, after, answers, seconds = asyncio.run(crowd((host, int(port)), list(pids), args.requests))
+    for turn in range(1, 7):
+        before, peaks, after, answers, seconds = asyncio.run(crowd((host, int(port)), list(pids), args.requests, turn))
         count = lambda status: sum(1 for answer in answers if answer[0] == status)
         answered, busy = count(200), count(429)
         slowest = max(answer[1] for answer in answers if answer[0] == 200)
