@@ -6,7 +6,7 @@ use super::output::Output;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use cutlayer_generation::offload::Policy;
-use cutlayer_node::{Drafting, Embedder, EventSink, Generator, GeneratorConfig, MemoryConfig, Offloader};
+use cutlayer_node::{Drafting, EventSink, Generator, GeneratorConfig, MemoryConfig, Offloader};
 use cutlayer_wire::CutPoint;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -73,10 +73,7 @@ impl OffloadArgs {
             }
         };
         let Some(folder) = &self.remember else { return Ok(offloader) };
-        let (mut config, identity) = generator.config(output)?;
-        whole(&mut config);
-        alone(&mut config, folder);
-        let embedder = Embedder::open(config, identity.into(), events).await?;
+        let embedder = generator.open_encoder(folder, output, events).await?;
         Ok(offloader.remembering(embedder, MemoryConfig { alike_min: self.remember_alike, entries_max: self.remember_max })?)
     }
 
