@@ -13,6 +13,9 @@ import time
 TOKENS = 32
 # What may be refused is bounded from below too: the endpoint has room for so many.
 ROOM = 128 + 640
+CROWDS = 12
+# The second half of the crowds may raise no peak by more: the allocator keeps what its worst moment took.
+GROWTH_MAX = 1.1
 
 
 def rss_mib(pid):
@@ -76,9 +79,10 @@ def main():
     host, port = args.url.split("//")[1].split("/")[0].rsplit(":", 1)
     pids = {args.api: "api", args.host: "host"}
     print("| crowd | answered | 429 | other | seconds | tokens/s | slowest answer, s |\n|---|---|---|---|---|---|---|")
-    memory = []
-    for turn in range(1, 7):
+    memory, all_peaks = [], []
+    for turn in range(1, CROWDS + 1):
         before, peaks, after, answers, seconds = asyncio.run(crowd((host, int(port)), list(pids), args.requests, turn))
+        all_peaks.append(peaks)
         count = lambda status: sum(1 for answer in answers if answer[0] == status)
         answered, busy = count(200), count(429)
         slowest = max(answer[1] for answer in answers if answer[0] == 200)
@@ -88,6 +92,10 @@ def main():
         assert others == 0 and answered >= min(args.requests, ROOM), "somebody was not answered who had a place"
     print("\n| crowd | process | before, MiB | peak, MiB | after, MiB |\n|---|---|---|---|---|")
     print("\n".join(memory))
+    for pid, name in pids.items():
+        growth = all_peaks[-1][pid] / all_peaks[CROWDS // 2 - 1][pid]
+        print(f"\n{name}: {100 * (growth - 1):.1f} % from crowd {CROWDS // 2} to {CROWDS}")
+        assert growth <= GROWTH_MAX, f"the memory of {name} grows"
 
 
 main()
