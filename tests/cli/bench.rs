@@ -1,4 +1,4 @@
-//! `cutlayer bench step`: both ways to take a step, in words and as JSON.
+//! `cutlayer bench`: steps both ways, and generating, in words and as JSON.
 
 use crate::harness::{Desk, model};
 use serde_json::Value;
@@ -77,4 +77,66 @@ fn what_cannot_be_measured_is_refused() {
     desk.ends(&["bench", "step", &model(), "--shape", "gpt2"]).check(2, &["cannot be used with"]);
     desk.ends(&["bench", "step", "--shape", "llama-9b"]).check(2, &["llama-tiny, smollm2-135m, gpt2, minilm, llama-1b"]);
     desk.ends(&[&["bench", "step", &model(), "--cut", "99"], &FEW[..]].concat()).check(2, &["99"]);
+}
+
+/// Arguments of a short generation.
+const SHORT: [&str; 7] = ["--prompt", "20", "--new", "4", "--repeats", "1", "--quiet"];
+
+/// Goal: generating is measured uncut and cut, and cutting is seen to change no token. Method: the shipped model; the objects' numbers.
+#[test]
+fn generating_is_told_uncut_and_cut() {
+    let desk = Desk::new();
+    let bench = desk.ends(&[&["bench", "generate", "uncut", &model(), "--format", "json"], &SHORT[..]].concat());
+    bench.check(0, &[]);
+    let report = bench.json();
+    for number in ["prefill_tok_s", "decode_tok_s", "first_token_ms", "busy_ms"] {
+        assert!(report["uncut"][number].as_f64().is_some_and(|value| value > 0.0), "{number}: {report}");
+    }
+    let bench = desk.ends(&[&["bench", "generate", "split", &model(), "--cut", "2", "--format", "json"], &SHORT[..]].concat());
+    bench.check(0, &[]);
+    let report = bench.json();
+    let rows = report["split"].as_array().expect("rows");
+    assert_eq!(rows.len(), 6, "{report}");
+    assert!(rows[..3].iter().all(|row| row["same_tokens"] == true), "lossless cuts: {report}");
+    assert!(rows[1..].iter().all(|row| row["token_ms"].as_f64() >= row["device_ms"].as_f64()), "{report}");
+    // Hidden 128: a header of 12, four bytes a number, a page's name every sixteen tokens; a token comes back in 16.
+    assert_eq!((&rows[1]["record_bytes"][0], &rows[1]["record_bytes"][1]), (&(12.0 + 128.0 * 4.0 + 1.0).into(), &16.0.into()));
+}
+
+/// Goal: many sequences, drafts and prompts seen before are measured. Method: each once, small, and what must hold whatever the time.
+#[test]
+fn what_sharing_and_guessing_save_is_told() {
+    let desk = Desk::new();
+    let run = |what: &str, more: &[&str]| {
+        let bench = desk.ends(&[&["bench", "generate", what, &model(), "--cut", "2", "--format", "json"], more, &SHORT[..]].concat());
+        bench.check(0, &[]);
+        bench.json()
+    };
+    let sessions = run("sessions", &["--sessions", "3"]);
+    let rows = sessions["sessions"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| row["ratio"].as_f64() > Some(0.0) && row["shared"].as_f64() >= Some(1.0)), "{sessions}");
+    let prefix = run("prefix", &[]);
+    // A page of the twenty tokens; the rest is computed again.
+    assert!(prefix["prefix"].as_array().expect("rows").iter().all(|row| row["cached"] == 16), "{prefix}");
+    let drafts = run("drafts", &["--rtt-ms", "2", "--draft", "ngram", "--draft", "exit:1"]);
+    let rows = drafts["drafts"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3, "{drafts}");
+    assert!(rows.iter().all(|row| row["same_tokens"] == true && row["tokens"] == 4), "{drafts}");
+    let memory = run("memory", &["--tokens", "40", "--sessions", "2"]);
+    assert!(memory["memory"]["rows"].as_array().is_some_and(|rows| rows.len() > 2), "{memory}");
+}
+
+/// Goal: what cannot be generated is refused in a sentence. Method: too long, no such draft, prompts that are none.
+#[test]
+fn what_cannot_be_generated_is_refused() {
+    let desk = Desk::new();
+    let refused = |what: &str, more: &[&str], words: &str| {
+        let bench = desk.ends(&[&["bench", "generate", what, &model()], more].concat());
+        assert!(bench.code != Some(0) && bench.stderr.contains(words), "no `{words}`: {}", bench.stderr);
+    };
+    refused("uncut", &["--prompt", "9000"], "positions; lower --prompt or --new");
+    refused("drafts", &["--draft", "exit:many"], "exit:BLOCKS");
+    let file = desk.path("prompts.jsonl");
+    std::fs::write(&file, "{\"completion\": \"none\"}\n").expect("written");
+    refused("drafts", &["--prompts", file.to_str().expect("a path")], "no `prompt`");
 }

@@ -75,6 +75,8 @@ pub(crate) struct Sequences {
     last: BTreeSet<u64>,
     /// Those of the pass under way.
     passing: Vec<u64>,
+    /// Since when the time of this pass was not counted.
+    busy_since: Instant,
     /// Those that wait for others' memory, and their rows.
     parked: Vec<(u64, u32)>,
     counts: Arc<Counts>,
@@ -98,6 +100,7 @@ impl Sequences {
             sequences_max: config.sequences_max,
             last: BTreeSet::new(),
             passing: vec![],
+            busy_since: Instant::now(),
             parked: vec![],
             counts,
             causal,
@@ -220,7 +223,7 @@ impl Sequences {
 
     /// Runs the rows of those whose turn it is.
     pub fn pass(&mut self) {
-        let started = Instant::now();
+        self.busy_since = Instant::now();
         let turn = self.turns.next(self.rows_max, PROMPT_ROWS_MAX);
         self.passing.clear();
         let mut parts = vec![];
@@ -238,8 +241,6 @@ impl Sequences {
         drop(feeds);
         self.count(&parts);
         self.finish(parts, hidden);
-        // The head, the draws and the encoding are part of it: those may be a quarter of a token's time.
-        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         self.last =
             std::mem::take(&mut self.passing).into_iter().filter(|id| self.open.get(id).is_some_and(|s| s.jobs.is_empty())).collect();
     }
@@ -341,13 +342,17 @@ impl Sequences {
                 continue;
             }
             match (&sequence.leaving, states.is_empty()) {
-                (_, true) => drop(self.answer::<()>(part.id, Outcome::Done)),
+                (_, true) => {
+                    self.count_busy();
+                    self.answer::<()>(part.id, Outcome::Done);
+                }
                 (Leaving::Drawn(..) | Leaving::Watched(..), false) => {
                     drawing.push((part.id, states.iter().map(|state| state.dims()[0]).sum::<usize>()));
                     rows.extend(states);
                 }
                 (Leaving::Encoded(encoding), false) => {
                     let outcome = encoded(*encoding, states);
+                    self.count_busy();
                     self.answer::<()>(part.id, outcome);
                 }
             }
@@ -361,9 +366,7 @@ impl Sequences {
             return;
         }
         let vocab = self.decoder.frozen().spec().vocab;
-        let started = std::time::Instant::now();
         let mut logits = self.decoder.logits(rows);
-        self.counts.busy_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
         let mut rows = logits.chunks_exact_mut(vocab);
         for (id, count) in drawing {
             let Some(sequence) = self.open.get_mut(&id) else { continue };
@@ -390,6 +393,7 @@ impl Sequences {
                 history.push(token.id);
                 drawn.push(token);
             }
+            self.count_busy();
             self.answer::<()>(id, Outcome::Drawn(drawn));
         }
     }
@@ -408,6 +412,13 @@ impl Sequences {
         counts.rows.fetch_add(parts.iter().map(|part| u64::from(part.rows)).sum(), Ordering::Relaxed);
         counts.sequences.fetch_add(parts.len() as u64, Ordering::Relaxed);
         self.count_pages();
+    }
+
+    /// Counts the time since it was last counted. Before each answer: whoever hears one finds all of it counted, with the head and the encoding.
+    fn count_busy(&mut self) {
+        let now = Instant::now();
+        let busy = now - std::mem::replace(&mut self.busy_since, now);
+        self.counts.busy_us.fetch_add(busy.as_micros() as u64, Ordering::Relaxed);
     }
 
     fn count_pages(&self) {

@@ -127,7 +127,7 @@ pub struct Work {
     pub rows: u64,
     /// Sequences in them: over passes, how many shared one.
     pub sequences: u64,
-    /// Time in them, in microseconds, with encoding and drawing; a pass counts shortly after its answers are given.
+    /// Time in them, in microseconds, from reading what came to each answer.
     pub busy_us: u64,
     /// Sequences whose pages were taken for others.
     pub evicted: u64,

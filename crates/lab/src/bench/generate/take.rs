@@ -2,10 +2,6 @@
 
 use cutlayer_node::{GenerateRequest, Generator, HostWatch, NodeError, Piece, Prompt, Usage};
 use cutlayer_wire::{DeviceRecord, Drawn, Encoding, PAGE_TOKENS, PageDigest, Record, RowsRecord, ServerRecord, Wanted};
-use std::time::Duration;
-
-/// A pass is counted shortly after its answers are out.
-const COUNTED_WAIT: Duration = Duration::from_millis(5);
 
 /// Made-up prompts, no two of which begin alike: nothing of one is in a cache for another.
 #[derive(Default)]
@@ -71,7 +67,6 @@ pub(super) async fn take(generator: &Generator, host: Option<&HostWatch>, prompt
                 tokens.push(token.id);
             }
             Piece::End { usage, .. } => {
-                tokio::time::sleep(COUNTED_WAIT).await;
                 let last = look().await;
                 let first = first.unwrap_or(last);
                 let ms = |from: u64, to: u64| (to - from) as f64 / 1e3;
