@@ -17,6 +17,8 @@ mod harness;
 mod keys;
 #[path = "cli/link.rs"]
 mod link;
+#[path = "cli/offload.rs"]
+mod offload;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/runs.rs"]

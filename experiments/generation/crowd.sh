@@ -5,6 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 built
-start_host
-start_api --requests-max 128 --waiting-max 640
+# Small caches: they are full after the first crowd, and from then on nothing may grow.
+start_host --cache-mib 48
+start_api --cache-mib 24 --requests-max 128 --waiting-max 640
 python3 "$here/experiments/generation/crowd.py" --url "$url" --api "$api" --host "$host" --requests "${1:-1000}"

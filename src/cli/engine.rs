@@ -10,9 +10,12 @@ use cutlayer_node::{Embedder, GenerateRequest, Generator, NodeError};
 use cutlayer_wire::FailureCode;
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// When a request that met a full house may be worth sending again.
 const RETRY_AFTER_S: u32 = 1;
+/// Prompts that are tokenised at once. A crowd would otherwise have a thread each, which the runtime and the allocator then keep.
+const TOKENISED_AT_ONCE_MAX: usize = 4;
 
 /// One base model with its adapters, and perhaps an encoder.
 pub(crate) struct ModelEngine {
@@ -20,12 +23,13 @@ pub(crate) struct ModelEngine {
     embedder: Option<Embedder>,
     cards: Vec<ModelCard>,
     template: Arc<ChatTemplate>,
+    tokenising: Arc<Semaphore>,
 }
 
 impl ModelEngine {
     /// Answers under these names: the base model's, its adapters', the encoder's.
     pub fn new(generator: Generator, embedder: Option<Embedder>, cards: Vec<ModelCard>, template: Arc<ChatTemplate>) -> Self {
-        Self { generator, embedder, cards, template }
+        Self { generator, embedder, cards, template, tokenising: Arc::new(Semaphore::new(TOKENISED_AT_ONCE_MAX)) }
     }
 
     /// The adapter that answers under `model`; `None` is the base model's own name.
@@ -41,14 +45,14 @@ impl Engine for ModelEngine {
 
     fn generate(&self, request: Generate) -> BoxStream<'static, Result<Piece, EngineError>> {
         let (generator, adapter) = (self.generator.clone(), self.adapter(&request.model));
-        stream::once(begin(generator, adapter, request)).try_flatten().boxed()
+        stream::once(begin(generator, adapter, request, self.tokenising.clone())).try_flatten().boxed()
     }
 
     fn embed(&self, request: Embed) -> BoxFuture<'static, Result<Embeddings, EngineError>> {
-        let embedder = self.embedder.clone();
+        let (embedder, tokenising) = (self.embedder.clone(), self.tokenising.clone());
         async move {
             match embedder {
-                Some(embedder) => embed(embedder, request).await,
+                Some(embedder) => embed(embedder, request, &tokenising).await,
                 None => Err(EngineError::UnknownModel(request.model)),
             }
         }
@@ -65,12 +69,13 @@ async fn begin(
     generator: Generator,
     adapter: Option<String>,
     request: Generate,
+    tokenising: Arc<Semaphore>,
 ) -> Result<impl Stream<Item = Result<Piece, EngineError>>, EngineError> {
     let context_tokens = generator.spec().positions_max as u32;
     check(&generator, &request)?;
     let ids = {
         let (generator, prompt) = (generator.clone(), request.prompt);
-        off_the_network(move || tokens(generator.tokenizer(), generator.spec().vocab, prompt)).await?
+        off_the_network(&tokenising, move || tokens(generator.tokenizer(), generator.spec().vocab, prompt)).await?
     };
     let prompt_tokens = ids.len() as u64;
     let too_long = EngineError::TooLong { tokens: prompt_tokens + u64::from(request.tokens_max.unwrap_or(1)), context_tokens };
@@ -113,7 +118,11 @@ fn refused<T>(reason: impl Into<String>, param: &str) -> Result<T, EngineError> 
 }
 
 /// A long prompt takes a while, and the threads of the network have none.
-async fn off_the_network<T: Send + 'static>(job: impl FnOnce() -> Result<T, EngineError> + Send + 'static) -> Result<T, EngineError> {
+async fn off_the_network<T: Send + 'static>(
+    places: &Semaphore,
+    job: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    let _place = places.acquire().await.expect("nobody closes it");
     tokio::task::spawn_blocking(job).await.map_err(|_| EngineError::Failed("the tokenizer panicked".into()))?
 }
 
@@ -132,11 +141,11 @@ fn tokens(tokenizer: Option<&Tokenizer>, vocab: usize, prompt: Prompt) -> Result
     }
 }
 
-async fn embed(embedder: Embedder, request: Embed) -> Result<Embeddings, EngineError> {
+async fn embed(embedder: Embedder, request: Embed, tokenising: &Semaphore) -> Result<Embeddings, EngineError> {
     let ids = {
         let (embedder, inputs) = (embedder.clone(), request.inputs);
         let one = move |input| tokens(embedder.tokenizer(), embedder.spec().vocab, input);
-        off_the_network(move || inputs.into_iter().map(one).collect::<Result<Vec<_>, _>>()).await?
+        off_the_network(tokenising, move || inputs.into_iter().map(one).collect::<Result<Vec<_>, _>>()).await?
     };
     let longest = ids.iter().map(Vec::len).max().unwrap_or(0) as u64;
     let prompt_tokens = ids.iter().map(|ids| ids.len() as u64).sum();

@@ -3,10 +3,9 @@
 use super::exit::{Exit, Failure};
 use super::generator_args::GeneratorArgs;
 use super::output::Output;
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use cutlayer_generation::offload::Policy;
-use cutlayer_node::{Drafting, Embedder, EventSink, Generator, GeneratorConfig, MemoryConfig, Offloader};
+use cutlayer_node::{Drafting, EventSink, Generator, GeneratorConfig, MemoryConfig, Offloader};
 use cutlayer_wire::CutPoint;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -73,10 +72,7 @@ impl OffloadArgs {
             }
         };
         let Some(folder) = &self.remember else { return Ok(offloader) };
-        let (mut config, identity) = generator.config(output)?;
-        whole(&mut config);
-        alone(&mut config, folder);
-        let embedder = Embedder::open(config, identity.into(), events).await?;
+        let embedder = generator.open_encoder(folder, output, events).await?;
         Ok(offloader.remembering(embedder, MemoryConfig { alike_min: self.remember_alike, entries_max: self.remember_max })?)
     }
 
@@ -100,9 +96,11 @@ impl OffloadArgs {
 
     fn policy(&self, local: &Generator) -> anyhow::Result<Policy> {
         let path = self.policy.as_ref().expect("mode auto needs it");
-        let refused = || Failure::because(Exit::ModelOrData, format!("{}: no policy of `cutlayer offload fit`", path.display()));
-        let text = std::fs::read_to_string(path).with_context(refused)?;
-        let file: PolicyFile = serde_json::from_str(&text).with_context(refused)?;
+        let refused = |error: &dyn std::fmt::Display| {
+            Failure::because(Exit::ModelOrData, format!("{}: no policy of `cutlayer offload fit`: {error}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
+        let file: PolicyFile = serde_json::from_str(&text).map_err(|error| refused(&error))?;
         if file.local != local.base().to_string() {
             let words = format!("{}: fitted on another local model; fit one on this with `cutlayer offload fit`", path.display());
             return Err(Failure::because(Exit::ModelOrData, words));

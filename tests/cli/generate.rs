@@ -32,10 +32,14 @@ impl Hosting {
         vec!["--model", model, "--keys", "device", "--server", address, "--server-id", &self.key]
     }
 
+    /// At most 40 tokens over the host.
     fn generates(&self, more: &[&str]) -> Ended {
+        self.generates_whole(&[&["--tokens-max", "40"], more].concat())
+    }
+
+    fn generates_whole(&self, more: &[&str]) -> Ended {
         let model = model();
-        let flags = self.flags(&model, &self.address);
-        self.desk.ends(&[&["generate", "--format", "json", "--tokens-max", "40"], &flags[..], more].concat())
+        self.desk.ends(&[&["generate", "--format", "json"], &self.flags(&model, &self.address)[..], more].concat())
     }
 
     /// A slow road to the host, so that a generation takes a while; and where it begins.
@@ -91,7 +95,7 @@ fn a_split_generation_is_the_whole_one() {
     assert_eq!(ids(&split), ids(&whole), "the host draws as the device would");
 }
 
-/// Goal: what a person gives and gets. Method: a prompt by standard input, a lossy encoding, plain text, and nothing at all.
+/// Goal: what a person gives and gets. Method: a prompt by standard input, a lossy encoding, plain text.
 #[test]
 fn a_prompt_comes_in_by_any_way() {
     let hosting = Hosting::open();
@@ -108,8 +112,6 @@ fn a_prompt_comes_in_by_any_way() {
     let coarse = hosting.generates(&["--encoding", "int8", PROMPT]);
     coarse.check(0, &[]);
     assert!(coarse.json()["bytes_sent"].as_u64() < exact["bytes_sent"].as_u64(), "{coarse:?}\n{exact}");
-    let nothing = hosting.desk.starts_reading(&[&["generate"], &flags[..]].concat(), "").ends();
-    assert_ne!(nothing.code, Some(0), "{nothing:?}");
 }
 
 /// Goal: a session survives `kill -9` of the host, and says what it would have said. Method: a slow road, the host killed when the first
@@ -118,7 +120,7 @@ fn a_prompt_comes_in_by_any_way() {
 fn a_generation_survives_its_host() {
     let hosting = Hosting::open();
     let words = ["--tokens-max", "150", "--ignore-end", "--temperature", "0.9", "--seed", "4", PROMPT];
-    let undisturbed = hosting.generates(&words);
+    let undisturbed = hosting.generates_whole(&words);
     undisturbed.check(0, &[]);
     let (_link, road) = hosting.slow_road();
     let model = model();
@@ -179,7 +181,7 @@ fn a_conversation_goes_through_a_pipe() {
 fn a_conversation_forgets_its_beginning() {
     let hosting = Hosting::open();
     let (model, address) = (model(), hosting.address.clone());
-    let line = "rain ".repeat(40);
+    let line = "rain ".repeat(90);
     let lines = format!("{line}\n{line}\n{line}\n{line}\n{}\nShort?\n", "rain ".repeat(2000));
     let chat = [&["chat", "--tokens-max", "60"], &hosting.flags(&model, &address)[..]].concat();
     let ended = hosting.desk.starts_reading(&chat, &lines).ends();

@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod admission;
 mod depth;
 mod draft;
 mod history;
@@ -16,7 +15,6 @@ mod stop;
 mod turns;
 mod words;
 
-pub use admission::{Admission, AdmissionError};
 pub use depth::{Depth, RoundCosts};
 pub use draft::{Draft, NGRAM_MAX, NgramDraft, NgramError};
 pub use history::History;

@@ -118,7 +118,7 @@ pub(super) async fn measure(
 }
 
 async fn ask(question: &Question, model: &Generator, watched: bool, how: &How) -> anyhow::Result<Taken> {
-    let (busy, bytes, started) = (model.busy(), carried(model).await, Instant::now());
+    let (busy, bytes, started) = (model.work().busy_us, carried(model).await, Instant::now());
     let (right, features) = if how.score == Score::Choice {
         let choice = model.choose(&question.prompt, &question.options, None).await?;
         (f64::from(u8::from(question.options[choice.best] == question.answer)), choice.features)
@@ -135,7 +135,8 @@ async fn ask(question: &Question, model: &Generator, watched: bool, how: &How) -
     };
     let latency_ms = started.elapsed().as_secs_f64() * 1e3;
     let bytes = (carried(model).await - bytes) as f64;
-    Ok(Taken { right, features, cost: Cost { latency_ms, energy_j: how.power.joules(model.busy() - busy, bytes), bytes } })
+    let computed = Duration::from_micros(model.work().busy_us - busy);
+    Ok(Taken { right, features, cost: Cost { latency_ms, energy_j: how.power.joules(computed, bytes), bytes } })
 }
 
 async fn carried(model: &Generator) -> u64 {

@@ -57,11 +57,11 @@ pub(super) fn draw(fit: &Fit) -> String {
     let points: Vec<String> = curve.map(|outcome| axes.place(outcome)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     let _ = writeln!(svg, "<polyline fill=\"none\" stroke=\"#cf222e\" stroke-width=\"1.5\" points=\"{}\"/>", points.join(" "));
     for (place, (name, outcome, colour)) in marks.into_iter().enumerate() {
-        let ((x, y), row) = (axes.place(outcome), MARGIN.1 + 16.0 * place as f64);
+        let ((x, y), row) = (axes.place(outcome), SIZE.1 - MARGIN.1 - 88.0 + 16.0 * place as f64);
         let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{colour}\"/>");
-        let _ = writeln!(svg, "<circle cx=\"{}\" cy=\"{row}\" r=\"4\" fill=\"{colour}\"/>", SIZE.0 - 208.0);
+        let _ = writeln!(svg, "<circle cx=\"{}\" cy=\"{row}\" r=\"4\" fill=\"{colour}\"/>", MARGIN.0 + 16.0);
         let words = format!("{name}: {:.3}", outcome.accuracy);
-        text(&mut svg, (SIZE.0 - 198.0, row + 4.0), "start", &words);
+        text(&mut svg, (MARGIN.0 + 26.0, row + 4.0), "start", &words);
     }
     svg + "</svg>\n"
 }

@@ -9,6 +9,7 @@ use super::sequence::{Prompt, tokens_of};
 use crate::error::NodeError;
 use cutlayer_generation::offload::{FeatureGauge, Features};
 use cutlayer_wire::{FailureCode, SamplingSpec};
+use futures_util::{StreamExt, TryStreamExt};
 use std::sync::{Arc, Mutex};
 
 /// Most options of a question.
@@ -30,36 +31,41 @@ pub struct Choice {
 impl Generator {
     /// The likeliest of `options` after `prompt`. The head must be here: in a split, keep it on the device (a tail of 0 blocks or more).
     pub async fn choose(&self, prompt: &str, options: &[String], adapter: Option<&str>) -> Result<Choice, NodeError> {
-        let refused = |reason: String| Err(failed(FailureCode::Malformed, reason));
         if !(2..=OPTIONS_MAX).contains(&options.len()) || options.iter().any(String::is_empty) {
-            return refused(format!("{} options; give 2 to {OPTIONS_MAX}, none of them empty", options.len()));
+            let reason = format!("{} options; give 2 to {OPTIONS_MAX}, none of them empty", options.len());
+            return Err(failed(FailureCode::Malformed, reason));
         }
         let shared = self.shared();
         if shared.line.is_some() && shared.tail.is_none() {
             return Err(NodeError::Task("options are compared where the head is: keep it on the device (--tail 0)".into()));
         }
-        let tokens = |text: String| tokens_of(shared, &Prompt::Text(text));
-        let asked = tokens(prompt.to_owned())?;
-        let (mut scores, mut gauge) = (vec![], None);
-        for option in options {
-            let ids = tokens(format!("{prompt}{option}"))?;
-            // Where a token spans both, it is the option's.
-            let common = asked.iter().zip(&ids).take_while(|(one, other)| one == other).count();
-            let from = common.min(ids.len().saturating_sub(1));
-            if from == 0 {
-                return refused("the prompt has no tokens; write at least one word".into());
-            }
-            let (first, logprobs) = self.logprobs(ids, from.saturating_sub(PROMPT_SCORED).max(1), adapter).await?;
-            let (before, own) = logprobs.split_at(from - first);
-            scores.push(own.iter().sum::<f64>() / option.len() as f64);
-            gauge.get_or_insert_with(|| before.to_vec());
-        }
+        let asked = tokens_of(shared, &Prompt::Text(prompt.to_owned()))?;
+        // The first alone: the others find the prompt in the caches, and share their passes and their round trip.
+        let (before, first) = self.score(prompt, &asked, &options[0], adapter).await?;
+        let others = futures_util::stream::iter(&options[1..]).map(|option| self.score(prompt, &asked, option, adapter));
+        let others: Vec<(Vec<f64>, f64)> = others.buffered(OPTIONS_MAX).try_collect().await?;
+        let scores: Vec<f64> = [first].into_iter().chain(others.into_iter().map(|(_, score)| score)).collect();
         let (best, _) = scores.iter().enumerate().max_by(|(_, one), (_, other)| one.total_cmp(other)).expect("options were counted");
-        Ok(Choice { best, features: features(asked.len(), &gauge.unwrap_or_default(), &scores, best), scores })
+        Ok(Choice { best, features: features(asked.len(), &before, &scores, best), scores })
+    }
+
+    /// Log-probabilities of the prompt's last tokens, and that of an option, over its bytes.
+    async fn score(&self, prompt: &str, asked: &[u32], option: &str, adapter: Option<&str>) -> Result<(Vec<f64>, f64), NodeError> {
+        let ids = tokens_of(self.shared(), &Prompt::Text(format!("{prompt}{option}")))?;
+        // Where a token spans both, it is the option's.
+        let common = asked.iter().zip(&ids).take_while(|(one, other)| one == other).count();
+        let from = common.min(ids.len().saturating_sub(1));
+        if from == 0 {
+            return Err(failed(FailureCode::Malformed, "the prompt has no tokens; write at least one word".into()));
+        }
+        let first = from.saturating_sub(PROMPT_SCORED).max(1);
+        let mut before = self.logprobs(ids, first, adapter).await?;
+        let own = before.split_off(from - first);
+        Ok((before, own.iter().sum::<f64>() / option.len() as f64))
     }
 
     /// Log-probabilities of `ids[from..]`, each after all before it.
-    async fn logprobs(&self, ids: Vec<u32>, from: usize, adapter: Option<&str>) -> Result<(usize, Vec<f64>), NodeError> {
+    async fn logprobs(&self, ids: Vec<u32>, from: usize, adapter: Option<&str>) -> Result<Vec<f64>, NodeError> {
         let shared = self.shared();
         let positions = shared.spec.positions_max;
         if ids.len() > positions {
@@ -83,7 +89,7 @@ impl Generator {
         };
         Path::new(shared, about).step(&ids, from - 1).await?;
         let logprobs = found.lock().expect("nobody panics with it").clone();
-        Ok((from, logprobs))
+        Ok(logprobs)
     }
 }
 

@@ -22,7 +22,6 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What a device needs to generate.
@@ -138,12 +137,6 @@ impl Generator {
 
     pub(super) fn shared(&self) -> &Shared {
         &self.0
-    }
-
-    /// Time that this device's blocks have computed, for all sequences.
-    pub fn busy(&self) -> Duration {
-        let here = [Some(&self.0.front), self.0.tail.as_ref()].into_iter().flatten();
-        Duration::from_micros(here.map(|here| here.worker.counts().busy_us.load(Ordering::Relaxed)).sum())
     }
 
     /// Names the base model.

@@ -179,6 +179,7 @@ pub(super) fn cosine(one: &[f32], other: &[f32]) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -29,7 +29,22 @@ pub use offload::{Answered, Answerer, Offloader};
 pub use sequence::{FinishReason, GenerateRequest, Generation, Piece, Prompt, Token, Usage};
 pub use worker::Work;
 
+/// Most pages of a cache, four million tokens: a side without blocks has pages that weigh nothing, but each is an entry in a table.
+const PAGES_MAX: u64 = 1 << 18;
+
 /// Bytes as a share of a cache: whole pages, at least one.
 pub(crate) fn pages_of(bytes: u64, page_bytes: u64) -> u32 {
-    u32::try_from((bytes / page_bytes.max(1)).max(1)).unwrap_or(u32::MAX)
+    (bytes / page_bytes.max(1)).clamp(1, PAGES_MAX) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device that runs no block once asked for half a thousand million pages, and was killed for want of memory.
+    #[test]
+    fn pages_that_weigh_nothing_are_not_without_number() {
+        assert_eq!(u64::from(pages_of(512 << 20, 0)), PAGES_MAX);
+        assert_eq!((pages_of(100, 10), pages_of(3, 10), pages_of(0, 0)), (10, 1, 1));
+    }
 }

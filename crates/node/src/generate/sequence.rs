@@ -7,6 +7,7 @@ use super::path::{About, Path, failed};
 use super::worker::Watch;
 use crate::error::NodeError;
 use cutlayer_generation::{Depth, RoundCosts, StopStrings, Words};
+use cutlayer_model::spec::HeadSpec;
 use cutlayer_wire::{Drawn, FailureCode, SamplingSpec};
 use futures_util::Stream;
 use std::pin::Pin;
@@ -205,6 +206,9 @@ impl<'a> Running<'a> {
         let ids = tokens_of(shared, &request.prompt)?;
         let (prompt, positions) = (ids.len(), shared.spec.positions_max);
         let refused = |reason: String| failed(FailureCode::Malformed, reason);
+        if !matches!(shared.spec.head, HeadSpec::LanguageModel { .. }) {
+            return Err(refused(format!("a {} model embeds texts and does not generate; give a language model", shared.spec.family)));
+        }
         if ids.is_empty() {
             return Err(refused("the prompt has no tokens; write at least one word".into()));
         }

@@ -113,13 +113,13 @@ impl<'a> Call<'a> {
         sequence.runs(keys).for_each(|(positions, slot)| fetch(self.slots(slot, positions.len(), part)));
     }
 
-    /// One tile; `next` is likely this thread's next.
+    /// One tile; `next_tile` is likely this thread's next.
     ///
     /// # Safety
     /// The tile's rows of its heads' columns of `out` must be this task's alone.
     unsafe fn tile(&self, tile: &Tile, next_tile: Option<&Tile>, scratch: &mut Scratch, out: Target) {
         let Tile { sequence, rows, kv } = tile;
-        let (Heads { query, dim, .. }, group) = (self.heads, self.heads.query / self.heads.kv);
+        let (dim, group) = (self.heads.dim, self.heads.query / self.heads.kv);
         let (count, first_column) = (rows.len() * group, kv * group * dim);
         let Scratch { q, p, out: sums_of_values, sums } = scratch;
         q.clear();
@@ -138,7 +138,6 @@ impl<'a> Call<'a> {
             if few {
                 self.fetch(sequence, keys.clone(), self.heads.kv + kv);
             }
-            let to = Target { at: sums_of_values.as_mut_ptr(), rs: dim };
             for (positions, slot) in sequence.runs(keys.clone()) {
                 let keys_of_run = self.slots(slot, positions.len(), *kv).transposed();
                 let at = p[positions.start - keys.start..].as_mut_ptr();
@@ -157,6 +156,7 @@ impl<'a> Call<'a> {
                 let seen = self.seen(tile);
                 self.fetch(tile.sequence, tile_from(seen.start, seen.end), tile.kv);
             }
+            let to = Target { at: sums_of_values.as_mut_ptr(), rs: dim };
             for (positions, slot) in sequence.runs(keys.clone()) {
                 let weights = Matrix::new(&p[positions.start - keys.start..], count, positions.len(), KEYS, 1);
                 // SAFETY: a row of `dim` for each query, which hold values.
@@ -167,7 +167,6 @@ impl<'a> Call<'a> {
         for (i, values) in sums_of_values.chunks_exact_mut(dim).enumerate() {
             scale_by(values, 1.0 / sums[i].1);
             let (row, head) = (rows.start + i / group, kv * group + i % group);
-            debug_assert!(head < query);
             // SAFETY: this task's part of `out`.
             unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), out.at.add(row * out.rs + head * dim), dim) };
         }

@@ -174,7 +174,7 @@ impl Shared {
                 continue;
             }
             let job = self.job.load(Ordering::Acquire);
-            if job % 2 == 0 || job == done {
+            if job.is_multiple_of(2) || job == done {
                 looks = looks.saturating_add(1);
                 if looks < SPINS {
                     std::hint::spin_loop()
