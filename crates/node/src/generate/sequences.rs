@@ -441,6 +441,7 @@ struct Part {
 }
 
 /// Rows, ready to enter.
+#[allow(clippy::large_enum_variant, reason = "a tensor handle is some 250 bytes, and a pass has a few of these")]
 enum Entered {
     Tokens(Vec<u32>),
     Hidden(Tensor<2>),
