@@ -24,8 +24,10 @@ const WATCHED: usize = 100;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let folder: PathBuf = arguments.next().ok_or("usage: pretrain FOLDER [STEPS]")?.into();
+    let folder: PathBuf = arguments.next().ok_or("usage: pretrain FOLDER [STEPS] [BLOCKS]")?.into();
     let steps: u32 = arguments.next().map_or(Ok(2000), |steps| steps.parse())?;
+    // Fewer make a model that guesses for the shipped one: they share the tokenizer, which is trained on the same text.
+    let blocks: u32 = arguments.next().map_or(Ok(6), |blocks| blocks.parse())?;
     std::fs::create_dir_all(&folder)?;
 
     let spec = corpus::CorpusSpec::shipped();
@@ -37,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 128,
-        "intermediate_size": 352, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "intermediate_size": 352, "num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
         "vocab_size": tokenizer.vocab_size(), "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "rope_scaling": null, "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "bos_token_id": 1,
         "eos_token_id": 2, "initializer_range": 0.02, "use_cache": true
