@@ -8,7 +8,7 @@ use crate::block::{AngleTable, Beside, heads};
 use crate::bound::join;
 use crate::frozen::Frozen;
 use crate::head::Head;
-use crate::lora::{Adapter, AdapterError, KEY_PREFIX, download, shapes};
+use crate::lora::{Adapter, AdapterError, download, shapes};
 use crate::ops::{CachePlan, Factors, Groups, Sequence as CacheSequence, in_pool, is_cpu};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use cutlayer_wire::{AdapterState, LoraSpec, PAGE_TOKENS};
@@ -89,11 +89,6 @@ impl LaidAdapter {
             }
         }
         Ok(Self(Arc::new(laid)))
-    }
-
-    /// Whether a key of `state` can be one of an adapter at all.
-    pub fn is_key(key: &str) -> bool {
-        key.starts_with(KEY_PREFIX)
     }
 }
 
