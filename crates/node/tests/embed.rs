@@ -8,7 +8,7 @@ mod hosting;
 use cutlayer_model::{DeviceChoice, ExportDtype, Pretrainer, write_model};
 use cutlayer_node::{Embedder, NodeError, no_events};
 use cutlayer_wire::FailureCode;
-use hosting::{Keys, alone, split, start};
+use hosting::{Keys, alone, host_config, split, start};
 use std::path::{Path, PathBuf};
 
 const BLOCKS: u16 = 3;
@@ -54,9 +54,9 @@ fn cosine(one: &[f32], other: &[f32]) -> f32 {
 async fn check_every_cut(folder: &Path, blocks: u16, texts: Vec<Vec<u32>>) {
     let keys = Keys::new();
     let whole = open(folder, &keys).await.embed(texts.clone()).await.unwrap();
-    let hosted = start(folder, &keys).await;
+    let hosted = start(host_config(folder), &keys).await;
     for cut in 0..=blocks {
-        let device = Embedder::open(split(folder, &hosted, cut), keys.device.clone(), no_events()).await.unwrap();
+        let device = Embedder::open(split(folder, hosted.addr, hosted.id, cut, None), keys.device.clone(), no_events()).await.unwrap();
         let found = device.embed(texts.clone()).await.unwrap();
         for (place, (found, whole)) in found.iter().zip(&whole).enumerate() {
             let off = found.iter().zip(whole).fold(0f32, |off, (found, whole)| off.max((found - whole).abs()));

@@ -3,115 +3,25 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/hosting.rs"]
+mod hosting;
 
 use common::{BLOCKS, ground};
 use cutlayer_node::{
-    ComputeConfig, Drafting, Event, EventSink, FinishReason, GenerateRequest, Generator, GeneratorConfig, HostConfig, NodeError, Prompt,
-    Remote, Stop, Usage, host, no_events,
+    Drafting, Event, EventSink, FinishReason, GenerateRequest, Generator, GeneratorConfig, HostConfig, NamedAdapter, NodeError, Prompt,
+    Usage, no_events,
 };
-use cutlayer_transport::{AllowList, Emulator, Identity, LinkConfig, Profile};
-use cutlayer_wire::{CutPoint, Encoding, FailureCode, PeerId, RefusalCode, SamplingSpec};
-use std::net::SocketAddr;
+use cutlayer_transport::{Emulator, Profile};
+use cutlayer_wire::{FailureCode, RefusalCode, SamplingSpec};
+use hosting::{Keys, alone, host_config, split, start};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::task::JoinHandle;
 
 const TOKENS: u32 = 40;
-const CACHE_BYTES: u64 = 64 << 20;
 
 fn shared_data() -> PathBuf {
     std::env::var_os("CUTLAYER_DATA").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from)
-}
-
-/// A host in this process.
-struct Hosted {
-    addr: SocketAddr,
-    id: PeerId,
-    stop: Stop,
-    task: JoinHandle<Result<(), NodeError>>,
-}
-
-impl Hosted {
-    async fn end(self) {
-        self.stop.trigger();
-        self.task.await.unwrap().unwrap();
-    }
-}
-
-/// Keys of both sides, which know each other.
-struct Keys {
-    host: Arc<Identity>,
-    device: Arc<Identity>,
-    folder: tempfile::TempDir,
-}
-
-impl Keys {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (host, device) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        AllowList::open(folder.path()).unwrap().allow("device", device.peer_id()).unwrap();
-        Self { host: Arc::new(host), device: Arc::new(device), folder }
-    }
-}
-
-fn host_config(model: &Path) -> HostConfig {
-    HostConfig {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        model: model.into(),
-        compute: ComputeConfig::default(),
-        first_block: 0,
-        head: true,
-        adapters: vec![],
-        cache_bytes: CACHE_BYTES,
-        sessions_max: 64,
-        link: link(),
-    }
-}
-
-fn link() -> LinkConfig {
-    LinkConfig { idle_timeout: Duration::from_secs(2), ..LinkConfig::default() }
-}
-
-async fn start(config: HostConfig, keys: &Keys) -> Hosted {
-    let (listening, heard) = tokio::sync::oneshot::channel();
-    let listening = Mutex::new(Some(listening));
-    let events: EventSink = Arc::new(move |event| {
-        if let (Event::Listening { addr, .. }, Some(listening)) = (&event, listening.lock().unwrap().take()) {
-            listening.send(addr.parse().unwrap()).unwrap();
-        }
-    });
-    let (stop, allow) = (Stop::new(), Arc::new(AllowList::open(keys.folder.path()).unwrap()));
-    let (identity, until) = (keys.host.clone(), stop.clone());
-    let task = tokio::spawn(async move { host(config, &identity, allow, events, until).await });
-    Hosted { addr: heard.await.unwrap(), id: keys.host.peer_id(), stop, task }
-}
-
-fn alone(model: &Path) -> GeneratorConfig {
-    GeneratorConfig {
-        model: model.into(),
-        compute: ComputeConfig::default(),
-        remote: None,
-        adapters: vec![],
-        cache_bytes: CACHE_BYTES,
-        sessions_max: 64,
-        drafting: Drafting::Off,
-        name: "device".into(),
-    }
-}
-
-fn split(model: &Path, addr: SocketAddr, id: PeerId, cut: u16, tail: Option<u16>) -> GeneratorConfig {
-    let remote = Remote {
-        server: addr,
-        server_id: id,
-        token: None,
-        cut: CutPoint(cut),
-        tail,
-        encoding: Encoding::F32,
-        link: link(),
-        reconnect: Duration::from_secs(60),
-    };
-    GeneratorConfig { remote: Some(remote), ..alone(model) }
 }
 
 async fn open(config: GeneratorConfig, keys: &Keys) -> Generator {
@@ -259,6 +169,32 @@ async fn sequences_that_give_way_are_fed_again() {
     hosted.end().await;
 }
 
+/// Goal: long prompts that lose their rows between two chunks are fed again, and no row of theirs counts twice. Method: six prompts of two
+/// chunks each on a host with memory for one and a half.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_prompts_that_give_way_between_chunks_are_fed_again() {
+    let model = shared_data().join("stories260k-hf");
+    if !model.exists() {
+        return eprintln!("SKIPPED: {} is not there; set CUTLAYER_DATA to the shared data folder", model.display());
+    }
+    let keys = Keys::new();
+    let whole = open(alone(&model), &keys).await;
+    let asked = |seed: u32| {
+        let prompt = (0..400).map(|i| (i * 37 + seed * 11) % 500 + 3).collect();
+        GenerateRequest { tokens_max: Some(12), ..request(prompt) }
+    };
+    // A token takes 5 blocks of keys and values of 4 heads of 8 f32.
+    let page_bytes = 16 * 5 * 2 * 4 * 8 * 4;
+    let hosted = start(HostConfig { cache_bytes: 40 * page_bytes, ..host_config(&model) }, &keys).await;
+    let device = open(split(&model, hosted.addr, hosted.id, 0, None), &keys).await;
+    let together: Vec<_> = (0..6).map(|i| device.generate(asked(i))).collect();
+    for (i, generation) in together.into_iter().enumerate() {
+        let found: Vec<u32> = generation.whole().await.unwrap().1.into_iter().map(|token| token.id).collect();
+        assert_eq!(found, ids(&whole, asked(i as u32)).await.0, "sequence {i}");
+    }
+    hosted.end().await;
+}
+
 /// Goal: a prompt seen before costs no prefill, and gives the same. Method: the same twice, then one that goes on from it, then another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_seen_before_is_found_again() {
@@ -349,6 +285,31 @@ async fn refused(generator: &Generator, request: GenerateRequest) -> (FailureCod
         NodeError::Generation { code, reason } => (code, reason),
         other => panic!("{other}"),
     }
+}
+
+/// Goal: each sequence has the adapter that it names, on both sides. Method: with and without at once, beside the uncut model's; a name that only
+/// the device knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_are_asked_for_by_name() {
+    let fixtures = shared_data().join("../fixtures/llama-nano");
+    if !fixtures.exists() {
+        return eprintln!("SKIPPED: {} is not there; set CUTLAYER_DATA to the shared data folder", fixtures.display());
+    }
+    let (model, keys) = (fixtures.join("model"), Keys::new());
+    let named = |name: &str| NamedAdapter { name: name.into(), folder: fixtures.join("lora/adapter_final") };
+    let asked = |adapter: Option<&str>| GenerateRequest { adapter: adapter.map(Into::into), ..request((5..30).collect()) };
+    let whole = open(GeneratorConfig { adapters: vec![named("tuned")], ..alone(&model) }, &keys).await;
+    let (base, tuned) = (ids(&whole, asked(None)).await.0, ids(&whole, asked(Some("tuned"))).await.0);
+    assert_ne!(base, tuned);
+    let hosted = start(HostConfig { adapters: vec![named("tuned")], ..host_config(&model) }, &keys).await;
+    for (cut, tail) in [(1, None), (2, Some(1)), (0, None)] {
+        let adapters = vec![named("tuned"), named("mine")];
+        let device = open(GeneratorConfig { adapters, ..split(&model, hosted.addr, hosted.id, cut, tail) }, &keys).await;
+        let (plain, with) = tokio::join!(ids(&device, asked(None)), ids(&device, asked(Some("tuned"))));
+        assert_eq!((plain.0, with.0), (base.clone(), tuned.clone()), "cut {cut}, tail {tail:?}");
+        assert_eq!(refused(&device, asked(Some("mine"))).await.0, FailureCode::Adapter);
+    }
+    hosted.end().await;
 }
 
 /// Goal: what cannot be is refused in words, and harms nobody. Method: each refusal once, then a request that goes well.

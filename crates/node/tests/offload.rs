@@ -15,7 +15,7 @@ use cutlayer_node::{
     no_events,
 };
 use cutlayer_wire::SamplingSpec;
-use hosting::{Keys, alone, split, start};
+use hosting::{Keys, alone, host_config, split, start};
 use std::path::{Path, PathBuf};
 
 const PROMPT: &str = "What time does the library open";
@@ -47,9 +47,9 @@ async fn answer(offloader: &Offloader, request: GenerateRequest) -> (String, Vec
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_says_who_answers() {
     let (ground, keys) = (ground(), Keys::new());
-    let hosted = start(&shipped(), &keys).await;
+    let hosted = start(host_config(&shipped()), &keys).await;
     let local = open(alone(ground.model.path()), &keys).await;
-    let large = open(split(&shipped(), &hosted, 1), &keys).await;
+    let large = open(split(&shipped(), hosted.addr, hosted.id, 1, None), &keys).await;
     let own = local.generate(request(PROMPT)).whole().await.unwrap().0;
     let theirs = open(alone(&shipped()), &keys).await.generate(request(PROMPT)).whole().await.unwrap().0;
     assert_ne!(own, theirs);
@@ -121,8 +121,8 @@ async fn options_are_scored_by_their_likelihood() {
     assert!((choice.scores[1] * text.len() as f64 - likely).abs() < 1e-3, "{choice:?}, not {likely}: {text}");
     assert!(choice.best != 0 && choice.features.margin_first > 0.0 && choice.features.prompt_logprob_mean < 0.0, "{choice:?}");
 
-    let hosted = start(&shipped(), &keys).await;
-    let mut config = split(&shipped(), &hosted, 1);
+    let hosted = start(host_config(&shipped()), &keys).await;
+    let mut config = split(&shipped(), hosted.addr, hosted.id, 1, None);
     let plain = open(config.clone(), &keys).await;
     assert!(plain.choose(PROMPT, &options, None).await.unwrap_err().to_string().contains("--tail 0"));
     for tail in [0, 1] {

@@ -43,9 +43,8 @@ impl Keys {
     }
 }
 
-/// Serves `model` until it is ended.
-pub async fn start(model: &Path, keys: &Keys) -> Hosted {
-    let config = HostConfig {
+pub fn host_config(model: &Path) -> HostConfig {
+    HostConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         model: model.into(),
         compute: ComputeConfig::default(),
@@ -54,8 +53,15 @@ pub async fn start(model: &Path, keys: &Keys) -> Hosted {
         adapters: vec![],
         cache_bytes: CACHE_BYTES,
         sessions_max: 64,
-        link: LinkConfig::default(),
-    };
+        link: link(),
+    }
+}
+
+pub fn link() -> LinkConfig {
+    LinkConfig { idle_timeout: Duration::from_secs(2), ..LinkConfig::default() }
+}
+
+pub async fn start(config: HostConfig, keys: &Keys) -> Hosted {
     let (listening, heard) = tokio::sync::oneshot::channel();
     let listening = Mutex::new(Some(listening));
     let events: EventSink = Arc::new(move |event| {
@@ -69,7 +75,6 @@ pub async fn start(model: &Path, keys: &Keys) -> Hosted {
     Hosted { addr: heard.await.unwrap(), id: keys.host.peer_id(), stop, task }
 }
 
-/// The whole model here.
 pub fn alone(model: &Path) -> GeneratorConfig {
     GeneratorConfig {
         model: model.into(),
@@ -83,16 +88,15 @@ pub fn alone(model: &Path) -> GeneratorConfig {
     }
 }
 
-/// Its first `cut` blocks here, the rest at `hosted`.
-pub fn split(model: &Path, hosted: &Hosted, cut: u16) -> GeneratorConfig {
+pub fn split(model: &Path, addr: SocketAddr, id: PeerId, cut: u16, tail: Option<u16>) -> GeneratorConfig {
     let remote = Remote {
-        server: hosted.addr,
-        server_id: hosted.id,
+        server: addr,
+        server_id: id,
         token: None,
         cut: CutPoint(cut),
-        tail: None,
+        tail,
         encoding: Encoding::F32,
-        link: LinkConfig::default(),
+        link: link(),
         reconnect: Duration::from_secs(60),
     };
     GeneratorConfig { remote: Some(remote), ..alone(model) }
